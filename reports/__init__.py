@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optprof.profiler.records.store import RunStore
     from optprof.profiler.running.forecast import Forecast
 
+    from .pictures.picture import Drawing, Picture
     from .trace import TraceFindings
 
 __all__ = [
@@ -59,6 +60,7 @@ def write_report(
     force: bool = False,
     anonymous: bool = False,
     baseline: str | None = None,
+    drawn: "Iterable[tuple[Picture, Drawing]]" = (),
 ) -> Path:
     """Write the report of a run into its folder; return the page's path.
 
@@ -66,9 +68,10 @@ def write_report(
     MOST_ON_PAGE records the page and the pictures show the first, and say so. `tensorboard` adds
     event files below `tensorboard/`, and needs the package of that name; `style` is "paper" or
     "slides". `baseline` names the optimizer that the others are compared with. An `anonymous`
-    report leaves out machine and paths; the run's records keep them. Each file takes its name when
-    it is complete. The page and a DamageWarning name the parts of the run that cannot be read, the
-    page and an UnfinishedWarning the scenarios that are missing.
+    report leaves out machine and paths; the run's records keep them. `drawn` has pictures with
+    their drawings for a paper, so that the same pictures are not drawn again. Each file takes its
+    name when it is complete. The page and a DamageWarning name the parts of the run that cannot be
+    read, the page and an UnfinishedWarning the scenarios that are missing.
 
     ValueError for a run without records or that baseline, another style, and a symbolic link in
     the place of an output; FileNotFoundError for a folder without a run; FileExistsError for a page
@@ -96,7 +99,9 @@ def write_report(
     page, chosen = folder / "report.html", style_named(style)
     try:
         shown = records[:MOST_ON_PAGE]
-        drawings = draw_all(shown, folder / "figures", timelines, chosen, baseline=baseline)
+        drawings = draw_all(
+            shown, folder / "figures", timelines, chosen, baseline=baseline, drawn=drawn
+        )
         text = render_page(
             shown,
             timelines,
@@ -239,7 +244,9 @@ def read_traces(path: Path, *, anonymous: bool = False) -> "TraceFindings":
     """
     from .trace import of_file, of_run
 
-    return (of_file if path.is_file() else of_run)(path, anonymous=anonymous)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is neither a run nor a file of torch.profiler")
+    return (of_run if path.is_dir() else of_file)(path, anonymous=anonymous)
 
 
 def write_trace(
@@ -265,7 +272,7 @@ def write_trace(
     require_no_link(folder / figures)
     _require_our_page(page, force=force)
     drawings = [draw(picture, chosen) for picture in trace_pictures(found)]
-    write_text(page, html.render(trace_page(found)), below=folder)
+    write_text(page, html.render(trace_page(found), drawings), below=folder)
     written = [each for drawing in drawings for each in write_drawing(drawing, folder / figures)]
     return [page, *written]
 

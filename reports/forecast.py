@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .arithmetic.labels import OptimizerKey, labels, optimizer_key, shortened
 from .document import Document, Note, Section
 from .tables.table import Cell, Table
-from .units import NOTHING, gib_text
+from .units import NOTHING, bytes_text
 from .words import DEVICES
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def forecast_document(forecasts: "Sequence[Forecast]") -> Document:
     """A row for each scenario, the scenarios that failed, and the sum of all times."""
     varied = _varied([each.scenario for each in forecasts])
     names = labels([each.record for each in forecasts])
-    head = ("model", "optimizer", "device", *varied, "reserved GiB", "seconds")
+    head = ("model", "optimizer", "device", *varied, "reserved", "seconds")
     table = Table(head=head, rows=tuple(_row(each, varied, names) for each in forecasts))
     failed = (
         Note(
@@ -56,7 +56,7 @@ def _row(
     scenario, seconds = forecast.scenario, forecast.seconds
     reserved = NOTHING
     if forecast.peak_bytes is not None:
-        reserved = gib_text(forecast.peak_bytes, upper=forecast.peak_upper)
+        reserved = bytes_text(forecast.peak_bytes, upper=forecast.peak_upper)
     texts = (
         scenario.model,
         shortened(names[optimizer_key(forecast.record.scenario)], 32),

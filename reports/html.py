@@ -61,6 +61,12 @@ def _graphs(document: Document) -> dict[str, Mapping[str, Any]]:
     }
 
 
+def prepare() -> None:
+    """Compile the page's template and pack plotly's script; later pages find both done."""
+    _environment().get_template("page.html.j2")
+    packed_plotly()
+
+
 @cache
 def packed_plotly() -> str:
     """Return plotly's script from its package, by gzip and in base64: a page is 3 MB smaller, and

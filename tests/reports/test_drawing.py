@@ -98,7 +98,7 @@ def test_every_picture_is_written_as_vectors_too(drawings):
 
 
 def test_pictures_have_exact_figures(drawings):
-    assert "saves 0.00000744 GiB" in drawings["savings"].svg
+    assert "saves 7.80 KiB" in drawings["savings"].svg
     assert "99.9 %" in drawings["savings"].svg
     assert "in step" in drawings["peak"].svg
     assert "estimated from 25.0 %" in drawings["step-time"].svg

@@ -1,6 +1,6 @@
 """Drawing: pictures as PNG and SVG files in a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from optprof.profiler.records.record import Record
@@ -9,11 +9,12 @@ from optprof.profiler.safety.disk import write_bytes, write_text
 
 from ...arithmetic.findings import Findings
 from .. import pictures
-from ..picture import Drawing
+from ..picture import Drawing, Picture
 from ..published import published_picture
 from .figure import Style, draw, draw_svg
 
 __all__ = [
+    "FOR_PAPER",
     "STYLES",
     "Style",
     "draw",
@@ -43,10 +44,22 @@ def draw_all(
     style: Style = FOR_PAPER,
     *,
     baseline: str | None = None,
+    drawn: Iterable[tuple[Picture, Drawing]] = (),
 ) -> list[Drawing]:
-    """Draw every picture of records and timelines, and write each into the folder."""
+    """Draw every picture of records and timelines, and write each into the folder.
+
+    `drawn` has pictures and their drawings for a paper; the same pictures are not drawn again.
+    """
+    known = {picture.name: (picture, drawing) for picture, drawing in drawn}
+
+    def drawing_of(picture: Picture) -> Drawing:
+        same = known.get(picture.name)
+        if same and same[0] == picture and style == FOR_PAPER:
+            return same[1]
+        return draw(picture, style)
+
     drawings = [
-        draw(part, style)
+        drawing_of(part)
         for picture in pictures(Findings.of(records, timelines, baseline=baseline))
         for part in picture.files.values()
     ]

@@ -5,16 +5,15 @@ from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.patches import Polygon, Rectangle
 from matplotlib.path import Path
-
-from optprof.profiler.safety.plain import plain
 
 from ...style import INK, LINE, MUTED, TRACK
 from ...units import gib
 from ...words import phase_name
 from ..picture import SHORT, Areas
-from ..scales import framed, number_text
-from .lettering import width
+from ..scales import framed, number_text, scale_name
+from .lettering import one_line, width
 from .pen import SIDE, Pen, hatched
 
 # Inches of the areas.
@@ -34,9 +33,11 @@ def draw_areas(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
     axes.set_yticks(ticks, list(map(number_text, ticks)))
     axes.tick_params(axis="y", length=0.3 * pen.size)
     axes.grid(axis="y", color=LINE.light, linewidth=0.6)
-    axes.set_ylabel("GiB", size=pen.small, color=MUTED.light)
+    axes.set_ylabel(f"GiB, {scale_name(log=False)}", size=pen.small, color=MUTED.light)
     for band in areas.bands[1::2]:
-        axes.axvspan(band.left, band.right, color=TRACK.light, linewidth=0, zorder=0)
+        look = {"transform": axes.get_xaxis_transform(), "linewidth": 0, "zorder": 0}
+        wide = band.right - band.left
+        axes.add_artist(Rectangle((band.left, 0), wide, 1, facecolor=TRACK.light, **look))
     for last, band in pairwise(areas.bands):
         if last.stretch.step != band.stretch.step:
             axes.axvline(band.left, color=MUTED.light, linewidth=0.7, zorder=4)
@@ -44,7 +45,9 @@ def draw_areas(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
     # The highest first: each hides the lower part of the one above it.
     for layer, top in reversed(list(zip(areas.layers, tops, strict=True))):
         look = {"facecolor": layer.colour, "linewidth": 0} | hatched(layer.colour)
-        axes.fill_between(*_curve(axes, areas.places, top), **look)
+        corners = _curve(axes, areas.places, top).T.tolist()
+        corners = [(corners[0][0], 0), *corners, (corners[-1][0], 0)]
+        axes.add_artist(Polygon(corners, **look))
     reserved = _curve(axes, areas.places, areas.reserved)
     axes.plot(*reserved, color=INK.light, linewidth=0.9, zorder=3)
     place, peak = areas.peak
@@ -94,5 +97,6 @@ def _name_phases(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
 def _fitting(name: str, inches: float, pen: Pen) -> str:
     """Return a name or its short form, whichever is narrow enough, or nothing."""
     # A tick's text is set anew when it is drawn.
-    names = (plain(name), SHORT.get(name, plain(name)), "")
+    name = one_line(name)
+    names = (name, SHORT.get(name, name), "")
     return next(each for each in names if not each or width(each, pen.small) + 0.05 <= inches)

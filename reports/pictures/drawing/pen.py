@@ -1,6 +1,7 @@
 """Pen: the sizes, colours, marks and words that all drawings share."""
 
 from collections.abc import Collection, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,7 +11,17 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Transform, offset_copy
 
 from ...arithmetic.labels import shortened
-from ...style import HATCHES, INK, MUTED, PAPER, TRACK, Mark, hatch_colour
+from ...style import (
+    BAR_HATCH_DEPTH,
+    HATCHES,
+    INK,
+    MUTED,
+    PAPER,
+    TRACK,
+    Mark,
+    hatch_colour,
+    mark_hatch,
+)
 from ..picture import Areas, Bar, Bars, Icicle, Key, Panel, Picture, Plot
 from .lettering import fitted, width, wrapped
 
@@ -18,6 +29,8 @@ from .lettering import fitted, width, wrapped
 MARK, BETWEEN = 0.17, 0.12
 # Inches that the ticks and the title of a vertical axis take at most.
 SIDE = 0.55
+# The marks of a legend, the gap behind them, and that between columns, in letters.
+HANDLE, BEHIND, COLUMN = 1, 0.6, 1.4
 # More points than this have no room for their names.
 MOST_NAMES = 8
 # Shapes of one size do not look equally large.
@@ -53,6 +66,14 @@ class Pen:
     def colour(self, name: str) -> str:
         """Return a picture's colour on white paper."""
         return self._colours[name].light if name in self._colours else name
+
+    def fill(self, name: str) -> dict[str, Any]:
+        """Return matplotlib's arguments for a block of a picture's colour, with its hatch."""
+        colour, hatch = self.colour(name), mark_hatch(name, self.picture.marks)
+        if not hatch:
+            return {"facecolor": colour} | hatched(colour)
+        lines = hatch_colour(colour, PAPER.light, BAR_HATCH_DEPTH)
+        return {"facecolor": colour, "hatch": 4 * hatch, "edgecolor": lines, "linewidth": 0}
 
     def mark(self, mark: Mark, origin: str, size: float) -> dict[str, Any]:
         """Return matplotlib's arguments for a mark, filled if it was measured."""
@@ -131,29 +152,39 @@ class Pen:
         names += [key.text for key in self.picture.keys]
         # The handle and the gap behind it are narrower than a name's own margin.
         texts = [fitted(name, self.small, self.width - 2.5 * MARK) for name in names]
-        for columns in range(min(len(handles), 6), 0, -1):
-            legend = figure.legend(
-                handles,
-                # A label that begins with an underscore would be left out.
-                ["x"] * len(handles),
-                ncols=columns,
-                loc="upper left",
-                bbox_to_anchor=(0, 0),
-                frameon=False,
-                fontsize=self.small,
-                labelcolor=MUTED.light,
-                borderpad=0,
-                borderaxespad=0.6,
-                handlelength=1,
-                handletextpad=0.6,
-                columnspacing=1.4,
-            )
-            for words, text in zip(legend.get_texts(), texts, strict=True):
-                words.set_text(text)
-            # Letters of a file of vectors are up to a hundredth wider than pixels.
-            if columns == 1 or legend.get_window_extent().width <= 0.98 * self.width * figure.dpi:
-                return
-            legend.remove()
+        if not texts:
+            return
+        legend = figure.legend(
+            handles,
+            # A label that begins with an underscore would be left out.
+            ["x"] * len(handles),
+            ncols=self._legend_columns(texts),
+            loc="upper left",
+            bbox_to_anchor=(0, 0),
+            frameon=False,
+            fontsize=self.small,
+            labelcolor=MUTED.light,
+            borderpad=0,
+            borderaxespad=0.6,
+            handlelength=HANDLE,
+            handletextpad=BEHIND,
+            columnspacing=COLUMN,
+        )
+        for words, text in zip(legend.get_texts(), texts, strict=True):
+            words.set_text(text)
+
+    def _legend_columns(self, texts: Sequence[str]) -> int:
+        """Return the most columns of a legend that are no wider than the picture."""
+        widths, letter = [width(text, self.small) for text in texts], self.small / 72
+        for columns in range(min(len(texts), 6), 1, -1):
+            # The first columns take what is left over.
+            least, more = divmod(len(texts), columns)
+            ends = list(accumulate([least + 1] * more + [least] * (columns - more)))
+            wide = sum(max(widths[first:end]) for first, end in pairwise([0, *ends]))
+            wide += (columns * (HANDLE + BEHIND) + (columns - 1) * COLUMN) * letter
+            if wide <= 0.98 * self.width:
+                return columns
+        return 1
 
     def _line_handle(self, label: str, origins: Collection[str]) -> Line2D:
         origin = "measured" if "measured" in origins else ""

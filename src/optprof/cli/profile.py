@@ -36,7 +36,7 @@ def profile(
 
     # Before torch is loaded.
     require_names(models, parse_list(optimizers), fields)
-    with session(",".join([*models, optimizers]), options) as (worker, stdout):
+    with session(",".join([*models, optimizers]), options, models) as (worker, stdout):
         from optprof.profiler.running.plan import comparison, plan
 
         with busy("checking the scenarios"):

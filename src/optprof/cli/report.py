@@ -70,7 +70,7 @@ def report(
     if trace and any(others.values()):
         chosen = ", ".join(name for name, value in others.items() if value)
         raise ValueError(f"--trace draws a page of its own; leave out {chosen}")
-    if folder.is_file() and not trace:
+    if folder.exists() and not folder.is_dir() and not trace:
         raise ValueError(f"{folder} is a file and no run; --trace draws a trace")
     if trace:
         traces = read_traces(folder, anonymous=anonymous)

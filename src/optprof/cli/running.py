@@ -5,8 +5,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from optprof.profiler.records.record import Record
     from optprof.profiler.records.store import RunStore
     from optprof.profiler.running.worker import Worker
+    from optprof.reports.pictures.picture import Drawing, Picture
     from optprof.scenarios import Scenario
 
 RUNS = Path("runs")
@@ -65,12 +66,17 @@ def expect_many_records() -> None:
 
 
 @contextmanager
-def session(names: str, options: RunOptions) -> Iterator[tuple["Worker", TextIO]]:
-    """Yield a worker and the stream for results. `names` are the user's models and optimizers."""
+def session(
+    names: str, options: RunOptions, models: Sequence[str]
+) -> Iterator[tuple["Worker", TextIO]]:
+    """Yield a worker and the stream for results.
+
+    `names` may include the user's models and optimizers, `models` those of the catalogue.
+    """
     from optprof.profiler.running.worker import Worker
 
-    # The worker loads torch while this process does.
-    with results_on_stdout() as stdout, Worker() as worker:
+    # The worker loads torch and the models' code while this process loads torch.
+    with results_on_stdout() as stdout, Worker(models) as worker:
         # After the worker's start: it imports our code alone, and each job brings its own path.
         see_own_code(names)
         with busy("loading torch"):
@@ -91,6 +97,7 @@ def run_all(
     """Run the scenarios that are not recorded yet, and show the records of all."""
     from optprof.profiler.measuring.files import require_iterations
     from optprof.profiler.running.runner import run
+    from optprof.reports.ahead import Ahead
     from optprof.reports.arithmetic.savings import require_baseline
 
     require_iterations(scenarios, snapshots=options.snapshot, traces=options.trace)
@@ -104,8 +111,15 @@ def run_all(
         with suppress(ImportError):
             import_module("optprof.reports.page")
             import_module("optprof.reports.pictures.drawing")
+    ahead = None if options.no_report else Ahead(store.folder, options.baseline)
     try:
-        with progress(waiting) as started:
+        with progress(waiting) as show, ahead or nullcontext():
+
+            def started(place: int, scenario: "Scenario") -> None:
+                if ahead:
+                    ahead.start(scenario)
+                show(place, scenario)
+
             run(
                 waiting,
                 store,
@@ -124,7 +138,7 @@ def run_all(
         )
         raise typer.Exit(INTERRUPTED) from None
     records = store.read_standing()
-    _show(records, store, options, stdout)
+    _show(records, store, options, stdout, ahead.drawn if ahead else ())
     failed = sum(record.outcome != "ok" for record in records)
     if failed:
         raise typer.Exit(SOME_FAILED)
@@ -181,7 +195,11 @@ def _command_to_go_on(folder: Path) -> str:
 
 
 def _show(
-    records: "Sequence[Record]", store: "RunStore", options: RunOptions, stdout: TextIO
+    records: "Sequence[Record]",
+    store: "RunStore",
+    options: RunOptions,
+    stdout: TextIO,
+    drawn: "Iterable[tuple[Picture, Drawing]]",
 ) -> None:
     """Print the records, the files that were written, and the logs of failed scenarios."""
     from optprof.reports import print_run
@@ -196,6 +214,7 @@ def _show(
                 tensorboard=options.tensorboard,
                 force=options.force,
                 baseline=options.baseline,
+                drawn=drawn,
             )
     failed = sum(record.outcome != "ok" for record in records)
     failure = f"{failed} of {len(records)} scenarios failed" if failed else None
