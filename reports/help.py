@@ -78,8 +78,9 @@ HELP: Mapping[str, Help] = {
         ("reserved",),
     ),
     "sights": Help(
-        "The columns are the same memory as five counters show it: the further right, the more else"
-        " is counted. The reason for a smaller saving stands in the row's last column.",
+        "The first columns are the memory as five counters show it: each counts more than the one"
+        " before. The next columns are what is saved of it, the last ones what else differs in the"
+        " peak.",
         ("state", "state-allocated", "peak", "reserved", "driver"),
     ),
     "watched": Help(
