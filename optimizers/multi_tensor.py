@@ -67,7 +67,10 @@ class MultiTensorOptimizer(Loading):
                 group.setdefault(name, value)
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
-        """Return the state of a parameter at its first gradient."""
+        """Return the state of a parameter at its first gradient.
+
+        Reads nothing but the options, the parameter's layout and whether its gradient is sparse.
+        """
         raise NotImplementedError
 
     def _shapes(self, param: Tensor, options: Options) -> Shapes:

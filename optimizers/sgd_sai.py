@@ -114,7 +114,7 @@ def _take_ratios(bucket: Bucket) -> None:
     """Take the missing ratios, and start the averages with the gradients that they come from."""
     for grad, state in zip(bucket.grads, bucket.states, strict=True):
         if "gsnr" not in state:
-            state["gsnr"] = _signal_to_noise(grad, bucket.options["eps"])
+            state["gsnr"] = signal_to_noise(grad, bucket.options["eps"])
         # All ranks compute the ratio of a sharded gradient together, so all must decide alike.
         elif _may_be_zero(state["gsnr"], wait=is_sharded(grad)):
             _take_ratio_if_zero(grad, state, bucket.options["eps"])
@@ -125,10 +125,10 @@ def _take_ratio_if_zero(grad: Tensor, state: State, eps: float) -> None:
     due = state["gsnr"] == 0
     if "momentum_buffer" in state:
         state["momentum_buffer"].copy_(torch.where(due, grad, state["momentum_buffer"]))
-    state["gsnr"].copy_(torch.where(due, _signal_to_noise(grad, eps), state["gsnr"]))
+    state["gsnr"].copy_(torch.where(due, signal_to_noise(grad, eps), state["gsnr"]))
 
 
-def _signal_to_noise(grad: Tensor, eps: float) -> Tensor:
+def signal_to_noise(grad: Tensor, eps: float) -> Tensor:
     """Return the ratio as a scalar, 0 for a gradient of zeros."""
     count, dtype = grad.numel(), torch.promote_types(grad.dtype, torch.float32)
     signal = whole(l2_norms([grad], dtype)[0])

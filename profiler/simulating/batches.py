@@ -8,15 +8,19 @@ size is traced.
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
 
 from optprof.scenarios import Scenario
 
 from ..tracing.attention_backend import AttentionCall, depends_on
 from ..tracing.kernel_memory import sized_for
-from ..tracing.requests import USUAL_DEVICE, device_of
+from ..tracing.requests import USUAL_DEVICE, Request, device_of
 from ..tracing.stream import Allocations, Segment
 from ..training.optimizer import make_optimizer
-from .handover import Layout
+from .handover import Layout, TensorLayout
 from .optimizer_trace import OptimizerTrace, trace_optimizer
 from .training import ModelTrace, trace_model, without_optimizer
 
@@ -35,6 +39,28 @@ class Stream:
     last_step: int
     allocations: Allocations
 
+    @cached_property
+    def requested_peak(self) -> int:
+        """The peak of requested bytes; on every device, at least as many are reserved."""
+        events, nbytes = self._arrays
+        # ~n frees what n has allocated.
+        changes = np.where(events < 0, -1, 1) * nbytes[np.where(events < 0, ~events, events)]
+        return int(changes.cumsum().max(initial=0))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Digest of what an allocator is given: the events and the requested bytes."""
+        before = sum(len(segment.events) for segment in self.segments[: self.last_step])
+        digest = blake2b()
+        for array in (np.array([before, len(self.allocations.nbytes)]), *self._arrays):
+            digest.update(array.tobytes())
+        return digest.digest()
+
+    @cached_property
+    def _arrays(self) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+        events = [event for segment in self.segments for event in segment.events]
+        return np.array(events, np.int64), np.array(self.allocations.nbytes, np.int64)
+
 
 class StreamCache:
     """Streams of scenarios on an unlimited device; keeps the traces of models and optimizers."""
@@ -42,6 +68,8 @@ class StreamCache:
     def __init__(self) -> None:
         self._models: dict[Scenario, list[_BatchTraces]] = {}
         self._optimizers: dict[str, list[tuple[ModelTrace, OptimizerTrace]]] = {}
+        # The same after other models with equal layouts; these models are not kept.
+        self._renumbered: dict[str, list[tuple[_Program, OptimizerTrace]]] = {}
 
     def of(self, scenario: Scenario, *, optional: bool = False) -> Stream:
         """Return the stream of one scenario; raise ValueError as `simulate` does.
@@ -86,11 +114,14 @@ class StreamCache:
             )
         )
         traces = self._optimizers.setdefault(key, [])
-        for other, trace in traces:
-            if _is_same_program(model, other):
+        renumbered = self._renumbered.setdefault(key, [])
+        for program, trace in [*((_program(other), trace) for other, trace in traces), *renumbered]:
+            if all(own is its for own, its in zip(_program(model), program, strict=True)):
                 return trace
+        for other, trace in traces:
             if _layout_key(model) == _layout_key(other):
-                return _renumbered(trace, other, model)
+                renumbered.append((_program(model), _renumbered(trace, other, model)))
+                return renumbered[-1][1]
         trace = trace_optimizer(
             model, lambda parameters: make_optimizer(scenario, parameters, model.names), scenario
         )
@@ -157,12 +188,15 @@ def _predicted(few: ModelTrace, more: ModelTrace, batch: int) -> ModelTrace:
     """Return the trace at `batch`, on the line through those at batch sizes two and three."""
     pairs = zip(few.allocations.nbytes, more.allocations.nbytes, strict=True)
     sizes = [low + (batch - _FEW) * (high - low) for low, high in pairs]
-    requests = {
-        place: low.at(batch - _FEW, more.allocations.requests[place])
-        for place, low in few.allocations.requests.items()
-    }
-    for place, request in requests.items():
-        sizes[place] = request.nbytes(USUAL_DEVICE)
+    requests: dict[int, Request] = {}
+    # By id: layers repeat their requests, and equal ones nearly always are one object.
+    known: dict[tuple[int, int], tuple[Request, int]] = {}
+    for place, low in few.allocations.requests.items():
+        high = more.allocations.requests[place]
+        if (id(low), id(high)) not in known:
+            request = low.at(batch - _FEW, high)
+            known[id(low), id(high)] = request, request.nbytes(USUAL_DEVICE)
+        requests[place], sizes[place] = known[id(low), id(high)]
     return replace(few, allocations=replace(few.allocations, nbytes=sizes, requests=requests))
 
 
@@ -187,9 +221,15 @@ def _numbers(model: ModelTrace) -> list[int]:
     )
 
 
-def _is_same_program(model: ModelTrace, other: ModelTrace) -> bool:
-    """Return whether two traces are predictions from one; their allocations have equal numbers."""
-    return model.gradients is other.gradients and model.parameters is other.parameters
+_Program = tuple[list[list[Layout | None]], list[tuple[TensorLayout, bool]]]
+
+
+def _program(model: ModelTrace) -> _Program:
+    """Return objects that two traces share if they are predictions from one.
+
+    The allocations of these have equal numbers.
+    """
+    return model.gradients, model.parameters
 
 
 def _layout_key(model: ModelTrace) -> tuple[object, ...]:

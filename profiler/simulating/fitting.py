@@ -1,12 +1,15 @@
 """The search for what fits: every answer is a simulated training step on the GPU's own memory.
 
-A step fits if it has memory for the largest workspaces that cuDNN may take. The largest batch is
-found by bisection, as a larger batch never needs less memory. If a step does not fit, changes are
-tried in the order of their cost to the user.
+A step fits if it has memory for the largest workspaces that cuDNN may take. Requested bytes, which
+need no allocator, bound the largest batch; below the bound it is bisected. If a step does not fit,
+changes are tried in the order of their cost to the user.
 """
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -21,16 +24,15 @@ from ..allocator.out_of_memory import OutOfMemoryError
 from ..allocator.settings import AllocatorSettings
 from ..records.fits import LARGEST_BATCH, Change, Fit
 from ..records.outcome import is_ours, one_line
-from ..tracing.requests import device_of
 from ..tracing.stream import Segment
 from ..training.optimizer import deciding_options
 from .batches import Stream, StreamCache
-from .replay import play
 
 MOST_CHANGES = 3
 MOST_TOGETHER = 3
 MOST_REPEATS = 6
 EXPANDABLE = "expandable_segments:True"
+_Key = tuple[bytes, AllocatorSettings]
 
 
 class Fitting:
@@ -38,7 +40,11 @@ class Fitting:
 
     def __init__(self) -> None:
         self._streams = StreamCache()
-        self._peaks: dict[str, tuple[int, int]] = {}
+        # A batch is looked at several times in a row.
+        self._stream = lru_cache(maxsize=8)(self._streams.of)
+        # By the stream's digest: the peak on an unlimited device, and the bytes left on a GPU.
+        self._reserved: dict[_Key, int] = {}
+        self._left_on: dict[tuple[str, _Key], int | None] = {}
 
     def fit_all(
         self, scenarios: Sequence[Scenario], started: Callable[[int, Scenario], None]
@@ -92,7 +98,7 @@ class Fitting:
         changes = () if left is not None else self._changes(scenario, others, batch, gpu, dtypes)
         return replace(
             answer,
-            needed=self._peaks_of(scenario)[0],
+            needed=self._reserved_by(scenario),
             left=left,
             may_fit=left is None and self._left(scenario, gpu, optional=False) is not None,
             largest_batch=batch,
@@ -105,31 +111,37 @@ class Fitting:
 
         `optional` counts optional workspaces of kernels at their largest.
         """
-        reserved, requested = self._peaks_of(scenario, optional=optional)
-        if reserved <= gpu.usable_bytes:
-            return gpu.usable_bytes - reserved
-        if requested > gpu.usable_bytes:
+        stream = self._stream(scenario, optional=optional)
+        if stream.requested_peak > gpu.usable_bytes:
             return None
-        # In between, the answer depends on what the allocator can give back in time.
-        allocator = CachingAllocator(
-            AllocatorSettings.parse(scenario.alloc_conf),
-            total=gpu.memory_bytes,
-            occupied=CONTEXT_BYTES,
-        )
-        try:
-            _run(self._streams.of(scenario, optional=optional), allocator)
-        except OutOfMemoryError:
-            return None
-        return gpu.usable_bytes - allocator.peak_reserved_bytes
+        settings = AllocatorSettings.parse(scenario.alloc_conf)
+        key = stream.digest, settings
+        # A device that is never full acts as an unlimited one, except that a limit on the process
+        # releases segments early, and that the range of an expandable segment depends on the size.
+        is_shared = settings.memory_fraction == 1 and not settings.expandable_segments
+        if is_shared and self._reserved.get(key, sys.maxsize) <= gpu.usable_bytes:
+            return gpu.usable_bytes - self._reserved[key]
+        if (gpu.name, key) not in self._left_on:
+            allocator = CachingAllocator(settings, total=gpu.memory_bytes, occupied=CONTEXT_BYTES)
+            self._left_on[gpu.name, key] = None
+            with suppress(OutOfMemoryError):
+                _run(stream, allocator)
+                reserved = allocator.peak_reserved_bytes
+                self._left_on[gpu.name, key] = gpu.usable_bytes - reserved
+                if is_shared and not allocator.releases:
+                    self._reserved[key] = reserved
+        return self._left_on[gpu.name, key]
 
-    def _peaks_of(self, scenario: Scenario, *, optional: bool = True) -> tuple[int, int]:
-        """Return the peaks of reserved and of requested bytes on an unlimited device."""
-        key = repr((replace(scenario, gpu=None), device_of(scenario.gpu), optional))
-        if key not in self._peaks:
-            allocator = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf))
-            _run(self._streams.of(scenario, optional=optional), allocator)
-            self._peaks[key] = allocator.peak_reserved_bytes, allocator.peak_requested_bytes
-        return self._peaks[key]
+    def _reserved_by(self, scenario: Scenario) -> int:
+        """Return the peak of reserved bytes on an unlimited device."""
+        stream = self._stream(scenario, optional=True)
+        settings = AllocatorSettings.parse(scenario.alloc_conf)
+        key = stream.digest, settings
+        if key not in self._reserved:
+            allocator = CachingAllocator(settings)
+            _run(stream, allocator)
+            self._reserved[key] = allocator.peak_reserved_bytes
+        return self._reserved[key]
 
     def _largest_batch(self, scenario: Scenario, gpu: Gpu) -> int | None:
         """Return the largest batch that fits, 0 for none.
@@ -142,11 +154,18 @@ class Fitting:
         def fits(batch: int) -> bool:
             return self._left(replace(scenario, batch_size=batch), gpu) is not None
 
-        def needed(batch: int) -> int:
-            return self._peaks_of(replace(scenario, batch_size=batch))[0] - gpu.usable_bytes
+        def requested(batch: int) -> int:
+            return self._stream(replace(scenario, batch_size=batch), optional=True).requested_peak
 
         try:
-            return largest(fits, scenario.batch_size, needed)
+            own, most = scenario.batch_size, max(scenario.batch_size, LARGEST_BATCH)
+            # Requested bytes need no allocator, and grow nearly on a line.
+            room, rise = gpu.usable_bytes - requested(own), requested(2 * own) - requested(own)
+            guess = own + own * room // rise if rise > 0 else most
+            most = largest(lambda batch: requested(batch) <= gpu.usable_bytes, guess, most)
+            # Near the answer a larger batch may fit where a smaller one does not, so the search
+            # always begins at the top: the answer does not depend on the other GPUs.
+            return largest(fits, most, most)
         except Exception:
             # A factory may refuse a size, such as an odd one.
             if ":" not in scenario.model:
@@ -178,42 +197,25 @@ class Fitting:
                 return
 
 
-def largest(
-    fits: Callable[[int], bool], start: int, excess: Callable[[int], int] | None = None
-) -> int:
-    """Return the largest number for which `fits` holds, 0 for none.
+def largest(fits: Callable[[int], bool], guess: int, most: int) -> int:
+    """Return the largest number up to `most` for which `fits` holds, 0 for none.
 
-    The number is doubled from `start`, or halved, and bisected between. The search ends at
-    LARGEST_BATCH, or at a larger `start`, if that fits. `excess`, which is near 0 at the answer and
-    nearly on a line, shortens the search: it is known for each number that was tried.
+    The steps away from the guess double until the answer is passed; the rest is bisected. A guess
+    that is right takes two calls, or one if it is `most`.
     """
-    low, high = (start, 2 * start) if fits(start) else (0, start)
-    while 0 < low < LARGEST_BATCH:
-        high = min(high, LARGEST_BATCH)
-        if not fits(high):
-            break
-        before, low = low, high
-        high = 2 * low
-        if excess is not None:
-            # Just above the number at which the line through the last two is 0.
-            high = max(low + 1, min(_zero(excess, before, low) + 1, LARGEST_BATCH))
-    if low >= LARGEST_BATCH:
-        return low
-    guesses = True
+    low, high = 0, most + 1
+    step, is_passed = 1, False
+    place = guess
     while high - low > 1:
-        middle = (low + high) // 2
-        if excess is not None and guesses and low:
-            middle = min(max(_zero(excess, low, high), low + 1), high - 1)
-        # Every second step halves the rest, however wrong the line is.
-        guesses = not guesses
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        place = (low + high) // 2 if is_passed else min(max(place, low + 1), high - 1)
+        if fits(place):
+            is_passed |= high <= most
+            low, place = place, place + step
+        else:
+            is_passed |= low > 0
+            high, place = place, place - step
+        step *= 2
     return low
-
-
-def _zero(excess: Callable[[int], int], low: int, high: int) -> int:
-    """Return the number at which the line through two numbers is 0, rounded down."""
-    rise = excess(high) - excess(low)
-    return low - excess(low) * (high - low) // rise if rise > 0 else 2 * high
 
 
 def candidates(
@@ -278,11 +280,15 @@ def _run(stream: Stream, allocator: CachingAllocator) -> None:
     On a full device a later step may run out of memory although the earlier ones did not.
     """
     blocks: dict[int, Block] = {}
+    nbytes, malloc, free = stream.allocations.nbytes, allocator.malloc, allocator.free
 
     def run(segments: list[Segment]) -> None:
         for segment in segments:
-            for _ in play(segment, stream.allocations, allocator, blocks):
-                pass
+            for event in segment.events:
+                if event < 0:
+                    free(blocks.pop(~event))
+                else:
+                    blocks[event] = malloc(nbytes[event])
 
     run(stream.segments[: stream.last_step])
     before = set(blocks)

@@ -19,7 +19,7 @@ from ..tracing.stream import Allocations, Segment
 from ..tracing.trace import Recorder
 from ..tracing.untraceable import UntraceableError
 from ..training.iteration import needs_closure
-from ..training.state import StateBytes, owned_state_tensors, state_bytes
+from ..training.state import StateBytes, bytes_by_key, owned_state_tensors, state_bytes
 from .handover import Layout, adopted
 from .training import ModelTrace
 
@@ -196,14 +196,15 @@ def _trace_steps(
             f"{scenario.optimizer} takes a closure in step, which a simulated training step does"
             " not have; use --workload state, or --device cpu or cuda"
         )
-    steps = []
-    numbers: set[int] = set()
+    names: dict[torch.Tensor, str] = dict(zip(parameters, model.names, strict=True))
+    clears = scenario.workload == "train" and scenario.accumulate is None
+    steps, state, numbers = [], StateBytes(by_key_dtype={}), set[int]()
     for gradients in model.gradients:
         _set_gradients(recorder, parameters, gradients)
         for parameter in parameters:
             if parameter.grad is not None:
                 samples.renew(parameter.grad)
-        updates = repeated_updates(recorder)
+        updates = repeated_updates(recorder, optimizer)
         with fused_on_meta(), sparse_constructor(), updates, recorder.phase("step"):
             if takes_closure:
                 closure: Any = partial(_close, parameters, samples)
@@ -216,8 +217,8 @@ def _trace_steps(
         steps.append(recorder.segments[-1:])
         for parameter in parameters:
             samples.settle(parameter)
-        numbers = _name_state(recorder, optimizer, dict(zip(parameters, model.names, strict=True)))
-        if scenario.workload == "train" and scenario.accumulate is None:
+        state, numbers = _name_state(recorder, optimizer, names)
+        if clears:
             with recorder.phase("zero_grad"):
                 optimizer.zero_grad(scenario.set_to_none)
             steps[-1] = recorder.segments[-2:]
@@ -225,7 +226,8 @@ def _trace_steps(
         allocations=recorder.allocations,
         build=recorder.segments[0],
         steps=steps,
-        state=state_bytes(optimizer, parameters),
+        # Gradients that were cleared may have shared memory with the state.
+        state=state_bytes(optimizer, parameters) if clears else state,
         state_numbers=frozenset(numbers),
         takes_closure=takes_closure,
     )
@@ -244,19 +246,20 @@ def _close(parameters: list[torch.nn.Parameter], samples: Samples) -> torch.Tens
 
 def _name_state(
     recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]
-) -> set[int]:
-    """Name the state's allocations, as "exp_avg of h.0.mlp.weight", and return their numbers.
+) -> tuple[StateBytes, set[int]]:
+    """Name the state's allocations, as "exp_avg of h.0.mlp.weight"; return its bytes and numbers.
 
     `names` has the paths of the model's parameters.
     """
+    owned = list(owned_state_tensors(optimizer, names))
     numbers = set()
-    for owner, key, tensor in owned_state_tensors(optimizer, names):
+    for owner, key, tensor in owned:
         if recorder.holds(tensor):
             number = recorder.number(tensor)
             path = names.get(owner) if isinstance(owner, torch.Tensor) else None
             recorder.name(number, "optimizer_state", f"{key} of {path}" if path else key)
             numbers.add(number)
-    return numbers
+    return bytes_by_key((key, tensor) for _, key, tensor in owned), numbers
 
 
 def _set_gradients(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-_Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 # Their lists hold one tensor or number for each parameter.
 _MULTI_TENSOR = "aten::_foreach_"
 
@@ -17,11 +17,11 @@ class MetaCache:
     """Runs operations and remembers the layouts of their outputs."""
 
     def __init__(self) -> None:
-        self._made: dict[Any, tuple[type | None, list[_Layout]]] = {}
+        self._made: dict[Any, tuple[type | None, list[Layout]]] = {}
         self._written: set[Any] = set()
         self._kinds: dict[int, tuple[bool, bool, bool]] = {}
         # For multi-tensor operations, the layout of one output; None if they write in place.
-        self._members: dict[Any, _Layout | None] = {}
+        self._members: dict[Any, Layout | None] = {}
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return what `func` returns for these arguments, possibly without running it."""
@@ -42,7 +42,7 @@ class MetaCache:
             return kwargs["out"] if fills else args[0] if func._schema.returns else None
         if key in self._made:
             container, layouts = self._made[key]
-            tensors = [_made(layout) for layout in layouts]
+            tensors = [made_as(layout) for layout in layouts]
             return tensors[0] if container is None else container(tensors)
         result = func(*args, **kwargs)
         if writes or fills:
@@ -76,29 +76,33 @@ class MetaCache:
             made = func(*few)
             if made is None:
                 self._members.update(dict.fromkeys(new))
-            elif all(map(_is_fresh, made)):
-                self._members.update(zip(new, map(_layout, made), strict=True))
+            elif all(map(is_fresh, made)):
+                self._members.update(zip(new, map(fresh_layout, made), strict=True))
             else:
                 return func(*args)
         layouts = [self._members[key] for key in keys]
-        return None if not func._schema.returns else [_made(layout) for layout in layouts if layout]
+        return (
+            None if not func._schema.returns else [made_as(layout) for layout in layouts if layout]
+        )
 
     def _remember(self, key: Any, result: Any) -> None:
         outputs = [result] if isinstance(result, torch.Tensor) else result
-        if type(outputs) in (list, tuple) and all(map(_is_fresh, outputs)):
+        if type(outputs) in (list, tuple) and all(map(is_fresh, outputs)):
             container = None if isinstance(result, torch.Tensor) else type(result)
-            self._made[key] = container, [_layout(output) for output in outputs]
+            self._made[key] = container, [fresh_layout(output) for output in outputs]
 
 
 class _NotCacheableError(Exception):
     """An argument decides more than the layouts of outputs."""
 
 
-def _layout(tensor: torch.Tensor) -> _Layout:
+def fresh_layout(tensor: torch.Tensor) -> Layout:
+    """Return what `made_as` needs to make a tensor like this one, if it is fresh."""
     return tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _made(layout: _Layout) -> torch.Tensor:
+def made_as(layout: Layout) -> torch.Tensor:
+    """Return a new meta tensor."""
     shape, stride, dtype = layout
     return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
@@ -114,7 +118,7 @@ def _key(argument: Any) -> Any:
     return type(argument), argument
 
 
-def _is_fresh(output: Any) -> bool:
+def is_fresh(output: Any) -> bool:
     """Return whether the tensor fills its storage as one made by `empty_strided` does."""
     if (
         not isinstance(output, torch.Tensor)

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,7 +23,7 @@ from .in_place import InPlace
 from .kernel_memory import KERNEL_MEMORY
 from .layouts import data_of, is_sparse
 from .matrix_products import PRODUCTS, WORKSPACE
-from .metacache import MetaCache
+from .metacache import Layout, MetaCache, is_fresh, fresh_layout, made_as
 from .recurrent import SPACE
 from .requests import USUAL_DEVICE, KernelMemory, Request, between
 from .samples import Samples
@@ -51,6 +51,22 @@ _INDEXING = {
 }
 # Places of outputs that live on the host: the random seed and offset, outside of CUDA graphs.
 _HOST_OUTPUTS = {id(torch.ops.aten._scaled_dot_product_efficient_attention.default): (2, 3)}
+
+
+_Result = TypeVar("_Result", None, torch.Tensor, dict[str, torch.Tensor])
+
+
+class _Part(NamedTuple):
+    """What a part of a program has recorded, from allocation `first` on.
+
+    `kept` has the numbers and layouts of the tensors that it returned, by name if they are a dict.
+    """
+
+    first: int
+    events: list[int]
+    allocations: Allocations
+    kept: dict[str, tuple[int, Layout]]
+    is_dict: bool
 
 
 class Recorder(TorchDispatchMode):
@@ -88,8 +104,7 @@ class Recorder(TorchDispatchMode):
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._empty: set[int] = set()
         self._is_sparse = False
-        # By key, the first and the next number of allocations that a part has made, and its events.
-        self._repeats: dict[Hashable, tuple[int, int, list[int]]] = {}
+        self._repeats: dict[Hashable, _Part] = {}
 
     @contextmanager
     def phase(self, phase: Phase, category: Category = "temporary") -> Iterator[None]:
@@ -144,37 +159,67 @@ class Recorder(TorchDispatchMode):
         """
         self._follow(tensor.untyped_storage(), number, freed=freed)
 
-    def repeat(self, key: Hashable, run: Callable[[], None]) -> None:
+    def repeat(self, key: Hashable, run: Callable[[], _Result]) -> _Result:
         """Run a part of the program, or record again what an equal `key` has recorded.
 
-        That has the same events if the part ends with all its memory freed and none of before.
+        Return what the part returns: None, a tensor or a dict of tensors. It has the same events if
+        it frees no memory of before, and all of its own except that of the tensors it returns.
         """
         if key in self._repeats:
-            self._record_again(*self._repeats[key])
-            return
-        events, first = len(self._events or ()), self._first + len(self.allocations.nbytes)
-        workspaces = set(self.workspaces or ())
-        run()
+            return self._record_again(self._repeats[key])
+        allocations, events = self.allocations, len(self._events or ())
+        first, workspaces = len(allocations.nbytes), set(self.workspaces or ())
+        result = run()
         if self._events is None or (self._samples and self._samples.training is not None):
-            return
+            return result
         recorded = self._events[events:]
         made = {event for event in recorded if event >= 0}
-        if {~event for event in recorded if event < 0} == made and workspaces == self.workspaces:
-            last = self._first + len(self.allocations.nbytes)
-            if all(first <= number < last for number in made):
-                self._repeats[key] = first, last, recorded
+        kept: dict[str, tuple[int, Layout]] = {}
+        for name, tensor in _named(result).items():
+            if type(tensor) is not torch.Tensor or not is_fresh(tensor):
+                return result
+            kept[name] = self.number(tensor), fresh_layout(tensor)
+        lasting = {number for number, _ in kept.values()}
+        if (
+            {~event for event in recorded if event < 0} == made - lasting
+            and len(lasting) == len(kept)
+            and lasting <= made
+            and workspaces == self.workspaces
+            and min(made, default=self._first + first) >= self._first + first
+        ):
+            # Copies: the tensors that are kept may get other names later.
+            part = Allocations(
+                allocations.nbytes[first:],
+                allocations.categories[first:],
+                allocations.sources[first:],
+                {
+                    number - first: allocations.requests[number]
+                    for number in range(first, len(allocations.nbytes))
+                    if number in allocations.requests
+                },
+            )
+            self._repeats[key] = _Part(
+                self._first + first, recorded, part, kept, isinstance(result, dict)
+            )
+        return result
 
-    def _record_again(self, first: int, last: int, recorded: list[int]) -> None:
+    def _record_again(self, part: "_Part") -> Any:
         allocations, events = self.allocations, self._events
         assert events is not None
-        shift = self._first + len(allocations.nbytes) - first
-        events += [event + shift if event >= 0 else event - shift for event in recorded]
-        part = slice(first - self._first, last - self._first)
-        for column in (allocations.nbytes, allocations.categories, allocations.sources):
-            column += column[part]
-        for number in range(part.start, part.stop):
-            if number in allocations.requests:
-                allocations.requests[number + shift] = allocations.requests[number]
+        first = len(allocations.nbytes)
+        shift = self._first + first - part.first
+        events += [event + shift if event >= 0 else event - shift for event in part.events]
+        allocations.nbytes.extend(part.allocations.nbytes)
+        allocations.categories.extend(part.allocations.categories)
+        allocations.sources.extend(part.allocations.sources)
+        for number, request in part.allocations.requests.items():
+            allocations.requests[first + number] = request
+        made: dict[str, torch.Tensor] = {}
+        with torch._C._DisableTorchDispatch():
+            for name, (number, layout) in part.kept.items():
+                made[name] = made_as(layout)
+                self._follow(made[name].untyped_storage(), number + shift)
+        return made if part.is_dict else made.get("")
 
     def expect_sparse(self) -> None:
         """Look for sparse tensors among the arguments of operations, which takes time."""
@@ -443,6 +488,12 @@ class Recorder(TorchDispatchMode):
 
         self._numbers[key] = number
         self._storages[key] = weakref.ref(storage, ended)
+
+
+def _named(result: Any) -> dict[str, Any]:
+    if isinstance(result, dict):
+        return result
+    return {} if result is None else {"": result}
 
 
 @cache

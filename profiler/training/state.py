@@ -110,9 +110,14 @@ def owned_state_tensors(
 
 def state_bytes(optimizer: torch.optim.Optimizer, model: Tensors | None = None) -> StateBytes:
     """Return the bytes of the optimizer's state now."""
+    return bytes_by_key(state_tensors(optimizer, model))
+
+
+def bytes_by_key(tensors: Iterable[tuple[str, torch.Tensor]]) -> StateBytes:
+    """Return the bytes of tensors of a state, given with their keys."""
     by_key: dict[str, Counter[str]] = {}
     seen: set[int] = set()
-    for key, tensor in state_tensors(optimizer, model):
+    for key, tensor in tensors:
         for storage, (dtype, nbytes) in _sizes([tensor]).items():
             if storage not in seen:
                 seen.add(storage)
