@@ -157,7 +157,7 @@ def describe(name: str) -> CatalogueEntry:
     """Return the entry of a name, even if its package is not installed; ValueError for others."""
     entry = find(name)
     if entry is None:
-        raise ValueError(unknown("optimizer", name, available()))
+        raise ValueError(f"{unknown('optimizer', name, available())} (module:Class names your own)")
     return entry
 
 

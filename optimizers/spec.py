@@ -122,7 +122,8 @@ def unknown(kind: str, name: str, names: Collection[str]) -> str:
     begun = [known for known in names if len(text) > 1 and known.startswith(text)]
     near = begun[:3] or get_close_matches(text, names, cutoff=0.66)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"no {kind} is named {name!r}; {hint}there is {', '.join(names) or 'none'}"
+    verb = "is" if len(names) < 2 else "are"
+    return f"no {kind} is named {name!r}; {hint}there {verb} {', '.join(names) or 'none'}"
 
 
 def _require_letters(text: str, most: int, subject: str) -> None:

@@ -240,7 +240,9 @@ def read_traces(path: Path, *, anonymous: bool = False) -> "TraceFindings":
     """
     from .trace import of_file, of_run
 
-    return (of_file if path.is_file() else of_run)(path, anonymous=anonymous)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is neither a run nor a file of torch.profiler")
+    return (of_run if path.is_dir() else of_file)(path, anonymous=anonymous)
 
 
 def write_trace(
@@ -266,7 +268,7 @@ def write_trace(
     require_no_link(folder / figures)
     _require_our_page(page, force=force)
     drawings = [draw(picture, chosen) for picture in trace_pictures(found)]
-    write_text(page, html.render(trace_page(found)), below=folder)
+    write_text(page, html.render(trace_page(found), drawings), below=folder)
     written = [each for drawing in drawings for each in write_drawing(drawing, folder / figures)]
     return [page, *written]
 

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .style import Mark
@@ -34,7 +34,8 @@ Block: TypeAlias = "Note | Table | Facts | tuple[Card, ...] | Chart"
 class Section:
     """A part of a document; a page links to its `name`, and opens it with the sentence `says`.
 
-    The blocks of `help` tell how to read it, on request.
+    The blocks of `help` tell how to read it, on request. A section that is `part_of` an earlier one
+    of that name has a smaller heading, and no place of its own in the contents.
     """
 
     title: str = ""
@@ -42,6 +43,7 @@ class Section:
     name: str = ""
     says: str = ""
     help: "Sequence[Block]" = ()
+    part_of: str = ""
 
     @property
     def shown(self) -> "list[Block]":
@@ -66,8 +68,13 @@ class Document:
 
     @property
     def shown(self) -> list[Section]:
-        """The sections that are not empty."""
-        return [section for section in self.sections if section.shown]
+        """The sections that are not empty; a part stands alone if what it is part of is empty."""
+        sections = [section for section in self.sections if section.shown]
+        names = {section.name for section in sections}
+        return [
+            section if section.part_of in names else replace(section, part_of="")
+            for section in sections
+        ]
 
 
 def _is_empty(block: "Block") -> bool:

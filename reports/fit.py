@@ -13,13 +13,13 @@ from .arithmetic.provenance import ORIGINS, shell
 from .document import Document, Note, Section
 from .style import Mark, marks
 from .tables.capacity import fit_cell
-from .tables.table import Cell, Facts, Table
-from .units import NOTHING, bytes_text, exact_text, gib_text
+from .tables.table import Cell, Facts, Table, bytes_cell
+from .units import NOTHING, bytes_text
 from .words import FAILS, FITS, TIGHT, UNSURE
 
 LEGEND = (
-    f"{FITS} fits, GiB left; {TIGHT} fits, less than 2 % left; {FAILS} does not fit, GiB missing;"
-    f" {UNSURE} may fit if cuDNN takes less, GiB missing; then the largest batch"
+    f"{FITS} fits, and the memory left; {TIGHT} fits, less than 2 % left; {FAILS} does not fit, and"
+    f" the memory missing; {UNSURE} may fit if cuDNN takes less; then the largest batch"
 )
 
 _ANSWERS = {
@@ -123,7 +123,7 @@ def fit_summary(fits: Sequence[Fit]) -> Document:
     errors = [_error(label, error) for label, error in findings.errors.items()]
     changes = [
         f"{fit.scenario.gpu} {findings.label(fit)}:"
-        f" {change_text(fit.changes[0], fit.scenario)} ({gib_text(fit.changes[0].left)} GiB)"
+        f" {change_text(fit.changes[0], fit.scenario)} ({bytes_text(fit.changes[0].left)})"
         for fit in fits
         if fit.changes
     ]
@@ -133,7 +133,7 @@ def fit_summary(fits: Sequence[Fit]) -> Document:
             Section(findings.title, [overview_table(findings, letters=24)]),
             Section(blocks=[*map(Note, notes), *(Note(line, "plain") for line in errors)]),
             Section(
-                "the cheapest change that makes a step fit, and the GiB that it leaves",
+                "the cheapest change that makes a step fit, and the memory that it leaves",
                 [Note(line, "plain") for line in changes],
             ),
         ]
@@ -170,7 +170,7 @@ def change_text(change: Change, scenario: Scenario) -> str:
         ),
         "micro_batches": lambda: "",
         "checkpointing": lambda: "checkpointing",
-        "optimizer": lambda: f"{change.fields['optimizer']} for {scenario.optimizer}",
+        "optimizer": lambda: f"{change.fields['optimizer']} instead of {scenario.optimizer}",
         "options": lambda: "",
         "dtype": lambda: f"{change.fields['dtype']} weights",
     }
@@ -189,9 +189,9 @@ def fit_table(findings: FitFindings) -> Table:
         "optimizer",
         "GPU",
         "fits",
-        "would reserve, GiB",
-        "usable, GiB",
-        "left, GiB",
+        "would reserve",
+        "usable",
+        "left",
         "largest batch",
         "cheapest changes that make it fit",
     )
@@ -237,9 +237,9 @@ def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
         Cell(text=findings.label(fit), mark=findings.label(fit), origin="simulated"),
         Cell(text=fit.scenario.gpu or NOTHING),
         Cell(text="not simulated" if fit.error else fit.reason or _ANSWERS[fit.answer]),
-        _gib(fit.needed),
-        _gib(fit.usable),
-        _gib(fit.left),
+        bytes_cell(fit.needed),
+        bytes_cell(fit.usable),
+        bytes_cell(fit.left),
         Cell(
             text=_batch_text(fit) or NOTHING,
             number=True,
@@ -248,16 +248,8 @@ def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
     )
 
 
-def _gib(count: int | None) -> Cell:
-    return (
-        Cell(text=NOTHING, number=True)
-        if count is None
-        else Cell(text=gib_text(count), exact=exact_text(count), number=True)
-    )
-
-
 def _gpu_table(names: Sequence[str]) -> Table:
-    head = ("GPU", "name", "memory, GiB", "where that was printed", "bandwidth and rates")
+    head = ("GPU", "name", "memory", "where that was printed", "bandwidth and rates")
     return Table(head=head, rows=tuple(_gpu_row(hardware.describe(name)) for name in names))
 
 
@@ -265,7 +257,7 @@ def _gpu_row(gpu: hardware.Gpu) -> tuple[Cell, ...]:
     return (
         Cell(text=gpu.name),
         Cell(text=gpu.title),
-        _gib(gpu.memory_bytes),
+        bytes_cell(gpu.memory_bytes),
         Cell(text=gpu.memory_source),
         Cell(text=gpu.source),
     )

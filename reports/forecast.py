@@ -1,22 +1,22 @@
 """Forecasts: the memory of each scenario of a sweep, and the time that all of them take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from .arithmetic.labels import shortened
+from .arithmetic.labels import OptimizerKey, labels, optimizer_key, shortened
 from .document import Document, Note, Section
 from .tables.table import Cell, Table
-from .units import NOTHING, gib_text
+from .units import NOTHING, bytes_text
 from .words import DEVICES
 
 if TYPE_CHECKING:
     from optprof.profiler.running.forecast import Forecast
     from optprof.scenarios import Scenario
 
-NOTES = (
-    "Memory is simulated for CUDA. Times are those of the simulations and the limits of measuring;",
-    "loading, watched iterations, traces and work in progress at a limit add to them.",
+NOTE = (
+    "Memory is simulated for CUDA. Times are those of the simulations and the limits of measuring;"
+    " loading, watched iterations, traces and work in progress at a limit add to them."
 )
 # These have columns of their own, or none.
 _SHOWN = ("model", "optimizer", "options", "device")
@@ -25,8 +25,9 @@ _SHOWN = ("model", "optimizer", "options", "device")
 def forecast_document(forecasts: "Sequence[Forecast]") -> Document:
     """A row for each scenario, the scenarios that failed, and the sum of all times."""
     varied = _varied([each.scenario for each in forecasts])
-    head = ("model", "optimizer", "device", *varied, "reserved GiB", "seconds")
-    table = Table(head=head, rows=tuple(_row(each, varied) for each in forecasts))
+    names = labels([each.record for each in forecasts])
+    head = ("model", "optimizer", "device", *varied, "reserved", "seconds")
+    table = Table(head=head, rows=tuple(_row(each, varied, names) for each in forecasts))
     failed = (
         Note(
             f"{each.record.outcome}: {_optimizer(each)} on {each.scenario.model}:"
@@ -44,27 +45,33 @@ def forecast_document(forecasts: "Sequence[Forecast]") -> Document:
     return Document(
         sections=[
             Section(blocks=[table, *failed]),
-            Section(blocks=[*map(Note, (total, *NOTES))]),
+            Section(blocks=[Note(total), Note(NOTE)]),
         ]
     )
 
 
-def _row(forecast: "Forecast", varied: Sequence[str]) -> tuple[Cell, ...]:
+def _row(
+    forecast: "Forecast", varied: Sequence[str], names: Mapping[OptimizerKey, str]
+) -> tuple[Cell, ...]:
     scenario, seconds = forecast.scenario, forecast.seconds
     reserved = NOTHING
     if forecast.peak_bytes is not None:
-        reserved = gib_text(forecast.peak_bytes, upper=forecast.peak_upper)
+        reserved = bytes_text(forecast.peak_bytes, upper=forecast.peak_upper)
     texts = (
         scenario.model,
-        shortened(_optimizer(forecast), 32),
+        shortened(names[optimizer_key(forecast.record.scenario)], 32),
         DEVICES[scenario.device],
-        *(str(getattr(scenario, name)) for name in varied),
+        *(_text(getattr(scenario, name)) for name in varied),
     )
     return (
         *(Cell(text=text) for text in texts),
         Cell(text=reserved, number=True),
         Cell(text="unknown" if seconds is None else f"{seconds:.1f}", number=True),
     )
+
+
+def _text(value: object) -> str:
+    return NOTHING if value is None else str(value)
 
 
 def _varied(scenarios: "Sequence[Scenario]") -> list[str]:

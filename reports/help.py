@@ -1,17 +1,16 @@
 """Help: how to read each section of a page, opened on request."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .document import Block, Note, Section
 from .explain import FIGURES, METRICS
-from .tables.table import Facts
 
 
 @dataclass(frozen=True)
 class Help:
-    """What a section shows and how to read it, and the figures whose meanings stand below."""
+    """What a section shows and how to read it, and the figures whose meanings the page gives."""
 
     text: str
     figures: Sequence[str] = ()
@@ -19,60 +18,52 @@ class Help:
 
 HELP: Mapping[str, Help] = {
     "verdict": Help(
-        "A card has the costs of one optimizer. The large number is its state; the lines below"
-        " compare it with the baseline of the same model. Filled marks are measured, hollow marks"
-        " simulated or estimated.",
+        "The large number is the state; the lines below compare it with the baseline of the same"
+        " model.",
         ("state", "bytes-a-parameter", "peak", "step"),
     ),
     "savings": Help(
-        "A full row is the state of the baseline, the coloured bar that of the optimizer: the"
-        " shorter the bar, the more it saves. A state that is two times smaller fills half the"
-        " row.",
+        "A full row is the state of the baseline: the shorter the bar, the more it saves.",
         ("state",),
     ),
     "heat": Help(
-        "A row is a model, a column an optimizer. The factor says how many times smaller the state"
-        " is than the baseline's. Blue cells save memory, orange cells need more; deeper colours"
-        " are further from the baseline. Hover over a cell for exact bytes.",
+        "A row is a model, a column an optimizer. Hover over a cell for exact bytes.",
         ("state",),
     ),
     "state-by-size": Help(
-        "Each point is a model. On logarithmic axes an optimizer that keeps a fixed number of bytes"
-        " a parameter is a straight line, and a lower line is a smaller state. Dotted lines are the"
-        " memory of GPUs. Drag over a part to zoom in, and click an optimizer's name to hide it.",
+        "On logarithmic axes an optimizer that keeps a fixed number of bytes a parameter is a"
+        " straight line. Drag over a part to zoom in, and click an optimizer's name to hide it.",
         ("state", "bytes-a-parameter"),
     ),
     "peak": Help(
-        "A bar is the memory at the highest moment of a training step, split by what holds it. The"
-        " frame behind it is what the allocator has reserved. A smaller state shortens the bar only"
-        " if the state is in memory at that moment: read the phase on the right.",
+        "The frame behind a bar is what the allocator has reserved. A smaller state shortens the"
+        " bar only if the state is in memory at that moment: read the phase on the right.",
         ("peak", "reserved"),
     ),
+    "icicle": Help(
+        "From top to bottom: what the blocks hold, the class of the module, the module, and the"
+        " operation and line that requested them. Click a part to enlarge it, and the bar above it"
+        " to go back.",
+        ("peak",),
+    ),
     "timeline": Help(
-        "From left to right are the phases of training steps, from bottom to top the memory in use"
-        " after each allocation and free, stacked by what holds it. The line above is the reserved"
-        " memory, the triangle marks the peak. Move the pointer over a graph for its values.",
+        "Move the pointer over a graph for the event at that point and the memory after it.",
         ("peak", "reserved", "fragmentation"),
     ),
     "step-time": Help(
-        "A mark is one timed step, the band holds the middle half of them, the line is the median"
-        " and the bracket its 95 % interval. Two optimizers differ when their brackets are apart.",
+        "Two optimizers differ when the brackets around their medians are apart.",
         ("step",),
     ),
     "iteration": Help(
-        "A bar is one training iteration, split into forward, backward and the optimizer's step. A"
-        " faster optimizer can shorten only its own part.",
+        "A faster optimizer can shorten only its own part of the bar.",
         ("iteration", "step"),
     ),
     "step-by-size": Help(
-        "Each point is a model; a line that rises as steeply as another takes the same factor"
-        " longer at every size. Vertical strokes are 95 % intervals.",
+        "A line that rises as steeply as another takes the same factor longer at every size.",
         ("step",),
     ),
     "pareto": Help(
-        "A point near the lower left corner is both fast and small. The broken line joins the"
-        " optimizers that no other beats in time and in memory at once; an optimizer above it is"
-        " beaten in both.",
+        "An optimizer above the broken line is beaten in time and in memory by another.",
         ("step", "peak"),
     ),
     "accumulation": Help(
@@ -82,8 +73,8 @@ HELP: Mapping[str, Help] = {
         ("held-out-loss", "draws"),
     ),
     "rooms": Help(
-        "A tick means that the training step fits, and the number is the memory that it leaves; a"
-        " cross is followed by the memory that is missing.",
+        "The command optprof fit simulates the step on the GPU's own memory, and finds the changes"
+        " that make it fit.",
         ("reserved",),
     ),
     "sights": Help(
@@ -94,10 +85,7 @@ HELP: Mapping[str, Help] = {
     "watched": Help(
         "A real run reported these numbers itself; nothing here is simulated.", ("peak", "reserved")
     ),
-    "agreement": Help(
-        "A residual of 0 means that the simulation and the real run agree to the byte. A positive"
-        " residual is a simulation that is too large."
-    ),
+    "agreement": Help("A positive residual is a simulation that is too large."),
     "reproduction": Help(
         "Compare the published column with ours. The paper gives two decimals, so a difference of"
         " 0.01 can be rounding.",
@@ -113,8 +101,7 @@ HELP: Mapping[str, Help] = {
         ("state", "state-allocated", "peak", "reserved", "step"),
     ),
     "keys": Help(
-        "Each row is one entry of the optimizer's state, such as Adam's exp_avg, summed over all"
-        " parameters.",
+        "A key, such as Adam's exp_avg, is summed over all parameters.",
         ("state",),
     ),
     "blocks": Help(
@@ -130,11 +117,18 @@ HELP: Mapping[str, Help] = {
 
 
 def explained(section: Section) -> Sequence[Block]:
-    """Return the help of a section of a run's page: how to read it, and what its figures mean."""
-    found = HELP.get(re.sub(r"-\d+$", "", section.name))
-    if found is None:
-        return ()
+    """Return the help of a section of a run's page: how to read it."""
+    found = _help(section)
+    return (Note(found.text),) if found else ()
+
+
+def meanings(sections: Iterable[Section]) -> list[tuple[str, str]]:
+    """Return the titles and meanings of the figures in the sections, each once."""
     known = {**METRICS, **FIGURES}
-    meanings = tuple((known[name].title, known[name].meaning) for name in found.figures)
-    more = "The command optprof explain says how a figure is obtained and what it leaves out."
-    return (Note(found.text), *((Facts(meanings), Note(more)) if meanings else ()))
+    helps = filter(None, map(_help, sections))
+    names = dict.fromkeys(name for found in helps for name in found.figures)
+    return [(known[name].title, known[name].meaning) for name in names]
+
+
+def _help(section: Section) -> Help | None:
+    return HELP.get(re.sub(r"-\d+$", "", section.name))

@@ -22,46 +22,43 @@ from .arithmetic.reproduction import (
 )
 from .document import Block, Document, Note, Section
 from .failing import remedies, sentences, title, unfinished_text
-from .help import explained
+from .help import explained, meanings
 from .phrases import missing_text, noise_note, unlike_text
 from .pictures import icicle, pictures
 from .pictures.charts import Chart
 from .pictures.picture import Drawing, Picture
 from .tables.accumulation import accumulation_tables
 from .tables.agreement import agreement_table
-from .tables.capacity import LEGEND as CAPACITY_LEGEND
-from .tables.capacity import capacity_tables
+from .tables.capacity import capacity_legend, capacity_tables
 from .tables.data import data_rows, memory_table, time_tables
 from .tables.heat_map import heat_map
 from .tables.overview import (
     block_tables,
     failure_table,
-    group_tables,
+    group_table,
     key_table,
     reproduction_table,
     time_table,
 )
 from .tables.sight import sight_tables
-from .tables.table import Facts
+from .tables.table import Facts, Table, varied
 from .tables.verdict import cards, sources, verdict
 from .tables.watched import watched_tables
 from .units import DECIMAL, Sized
 from .words import listed
 
 SM3_NOTE = (
-    "SM3 saves this much only without momentum: it then keeps one number for each row and each"
-    " column of a weight. With momentum it also keeps a buffer as large as the parameters, 4 bytes"
-    " a parameter in fp32 and 2 in bf16, and most of the saving is gone."
+    "SM3 saves this much only without momentum, with one number for each row and column of a"
+    " weight. Momentum adds a buffer as large as the parameters: 4 bytes each in fp32, 2 in bf16."
 )
 TIMES_NOTE = (
     "The time of a step in the same figure, next to the estimate for that GPU. Its authors used a"
     " host clock that did not wait for the device."
 )
 FIT_HELPS = "This command finds the cheapest change that makes it fit:"
-NO_AGREEMENT = (
-    "This run has no figure that it both simulated and measured. With --device auto, a run also"
-    " measures what it simulates; peaks can be compared on CUDA only."
-)
+NUMBERS = "The numbers"
+# The section that a picture is a part of.
+SUBJECTS = {"icicle": "peak", "iteration": "step-time", "step-by-size": "step-time"}
 # Longer tables are shown on request.
 MOST_ROWS = 24
 MOST_DAMAGE = 10
@@ -114,15 +111,15 @@ def run_page(
         *_accumulations(findings, charts),
         _capacity(findings),
         _sights(findings),
-        _watched(findings),
         _agreement(records),
+        _watched(findings),
         _reproduction(records),
         _failures(findings),
         _numbers(findings),
         _keys(findings),
-        _largest_blocks(findings),
         _repeat(records),
     ]
+    sections.append(_words([section for section in sections if section.shown]))
     return Document(
         title=title(findings),
         context=context,
@@ -163,37 +160,49 @@ def _verdict(findings: Findings) -> Section:
         for entry in findings.entries
     ):
         blocks.append(Note(SM3_NOTE))
-    says = "The costs of each optimizer, in one card." if groups else ""
+    says = "The costs of each optimizer in a card." if groups else ""
     return Section("Verdict", blocks, "verdict", says)
 
 
 def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
-    """A section for each picture; the heat map stands after the savings."""
-    sections = [
-        Section(
-            "Savings heat map",
-            [heat_map(findings)],
-            "heat",
-            f"How many times smaller each state is than {findings.baseline}'s, and the share saved."
-            " Below 1.00 it is larger. Blue is a smaller state, orange a larger one; a deeper"
-            " colour is a larger difference.",
-        )
-    ]
+    """A section for each picture; those of one subject are parts of one section."""
     explained_courses = {names["name"]: courses for courses, names in icicle.explained(findings)}
+    sections: list[Section] = []
+    shown: set[Table] = set()
     for chart in charts:
         if chart.kind == "accumulation":
             continue
-        if chart.kind == "icicle":
-            sections.append(_picture(chart, *group_tables(explained_courses[chart.name])))
-            continue
-        numbers = replace(chart.table, title=chart.title, fold="The numbers")
-        place = 0 if chart.kind == "savings" else len(sections)
-        sections.insert(place, _picture(chart, numbers))
+        numbers = varied(
+            group_table(explained_courses[chart.name]) if chart.kind == "icicle" else chart.table
+        )
+        # Two pictures of the same numbers have one table.
+        tables = () if numbers in shown else (replace(numbers, title=chart.title, fold=NUMBERS),)
+        shown.add(numbers)
+        sections.append(_picture(chart, *tables))
+        if chart.kind == "savings":
+            sections.append(_heat_map(findings))
+        if chart.name == "timeline":
+            sections.append(_largest_blocks(findings))
     return sections
 
 
+def _heat_map(findings: Findings) -> Section:
+    """The savings of all settings at a glance; one setting has no more than its bars."""
+    table = heat_map(findings)
+    return Section(
+        "Savings heat map",
+        [table] if len(table.rows) > 1 else [],
+        "heat",
+        f"How many times smaller each state is than {findings.baseline}'s, and the share saved."
+        " Blue is a smaller state, orange a larger one; a deeper colour is a larger difference.",
+        part_of="savings",
+    )
+
+
 def _picture(chart: Chart, *blocks: Block) -> Section:
-    return Section(chart.title, [chart, *blocks], chart.name, chart.sentence)
+    subject = SUBJECTS.get(chart.kind, chart.kind)
+    part_of = "" if subject == chart.name else subject
+    return Section(chart.title, [chart, *blocks], chart.name, chart.sentence, part_of=part_of)
 
 
 def _accumulations(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
@@ -227,12 +236,13 @@ def _accumulation_page(
         sections=[
             verdict,
             *_accumulations(findings, charts),
-            *_pictures(findings, charts)[1:],
+            *_pictures(findings, charts),
             *_damaged_timelines(damage),
             _watched(findings),
             _failures(findings),
             _numbers(findings),
             _repeat(findings.records),
+            _words([]),
         ],
         marks=findings.marks,
         rows=data_rows(findings),
@@ -261,12 +271,11 @@ def _capacity(findings: Findings) -> Section:
                     for name, table in tables.items()
                 }
             ),
-            *([Note(CAPACITY_LEGEND)] if tables else []),
+            Note(capacity_legend(tables.values())),
         ],
         "rooms",
         "The reserved peak of a training step, compared with the memory that torch can use on each"
-        " GPU. `optprof fit` simulates the step on the GPU's own memory and finds the changes that"
-        " make it fit.",
+        " GPU.",
     )
 
 
@@ -301,6 +310,7 @@ def _watched(findings: Findings) -> Section:
         "watched",
         "Iterations that were watched and not timed: the memory in each phase, the blocks that hold"
         " the state's tensors, and the longest operations of a traced step.",
+        part_of="agreement",
     )
 
 
@@ -308,9 +318,7 @@ def _agreement(records: Sequence[Record]) -> Section:
     rows = agreements(records)
     return Section(
         "Simulated against measured",
-        [Note(agreement_summary(rows), "plain"), agreement_table(rows)]
-        if rows
-        else [Note(NO_AGREEMENT)],
+        [Note(agreement_summary(rows), "plain"), varied(agreement_table(rows))] if rows else [],
         "agreement",
         "Every figure that this run both simulated and measured. The residual is the simulated"
         " figure less the measured one.",
@@ -318,18 +326,17 @@ def _agreement(records: Sequence[Record]) -> Section:
 
 
 def _reproduction(records: Sequence[Record]) -> Section:
-    rows = reproduction(records)
+    rows, timed = reproduction(records), reproduced_times(records)
     missing = not_reproduced(rows)
-    table, times = reproduction_table(rows), time_table(reproduced_times(records))
-    ours = "; ".join(
-        f"{name} for {', '.join(missing[name])}" for name in COMMAND_GIVES if name in missing
-    )
     others = ", ".join(name for name in missing if name not in COMMAND_GIVES)
-    blocks = [table, Note(TIMES_NOTE if times.rows else "", "says"), times]
-    if ours:
-        add = f"Published and not in this run: {ours}. This command adds them:"
-        blocks += [Note(add), Note(COMMAND, "code")]
-    if others:
+    blocks: list[Block] = [
+        _folded(reproduction_table(rows), "published state"),
+        Note(TIMES_NOTE if timed else "", "says"),
+        _folded(time_table(timed), "published step time"),
+    ]
+    if rows and any(name in missing for name in COMMAND_GIVES):
+        blocks += [Note("This command adds the missing ones:"), Note(COMMAND, "code")]
+    if rows and others:
         blocks.append(Note(f"Published for optimizers that this run does not have: {others}."))
     return Section(
         "Against the published figures",
@@ -338,7 +345,13 @@ def _reproduction(records: Sequence[Record]) -> Section:
         "State as the SGD-SaI paper draws it (“No More Adam”, arXiv 2412.11768, memory figure;"
         " A100, fp32) next to ours: the allocator's blocks after one step on a fresh device. The"
         " figure's “GB” are GiB; extrapolated values were not measured by its authors.",
+        part_of="agreement",
     )
+
+
+def _folded(table: Table, noun: str) -> Table:
+    count = len(table.rows)
+    return replace(table, fold=f"{count} {noun}{'' if count == 1 else 's'} and ours")
 
 
 def _failures(findings: Findings) -> Section:
@@ -352,14 +365,12 @@ def _failures(findings: Findings) -> Section:
 
 
 def _numbers(findings: Findings) -> Section:
-    memory = memory_table(findings)
+    tables = map(varied, (memory_table(findings), *time_tables(findings)))
     return Section(
         "All numbers",
-        _headed({table.title: [table] for table in (memory, *time_tables(findings))}, always=True),
+        _headed({table.title: [table] for table in tables}, always=True),
         "table",
-        "One row an optimizer; a rounded number has its exact bytes behind it (hover). “State as"
-        " allocated” counts the allocator's blocks that hold the state, “peak” all memory of a"
-        " training step.",
+        "One row an optimizer; a rounded number has its exact bytes behind it (hover).",
     )
 
 
@@ -371,6 +382,7 @@ def _keys(findings: Findings) -> Section:
         [replace(table, title="State by key", fold=fold)],
         "keys",
         "The bytes of each optimizer's state by the key that it keeps them under, and their dtype.",
+        part_of="table",
     )
 
 
@@ -384,19 +396,31 @@ def _largest_blocks(findings: Findings) -> Section:
         "blocks",
         "The largest blocks at the peak of the training steps, and what requested each: the module"
         " or tensor of the model, the operation, and the line of Python.",
+        part_of="timeline",
     )
 
 
 def _repeat(records: Sequence[Record]) -> Section:
     pairs = zip(provenance(records), provenance(records, DECIMAL), strict=True)
     facts = [(name, Sized(binary=text, decimal=decimal)) for (name, text), (_, decimal) in pairs]
+    return Section(
+        "How to repeat it",
+        [*(Note(command, "code") for command in commands(records)), Facts(tuple(facts))],
+        "repeat",
+        "The command, and the machine and versions that it ran on.",
+    )
+
+
+def _words(sections: Sequence[Section]) -> Section:
+    """The meaning of each origin, and of each figure in the sections."""
     origins = [
         (f"{name} ({'filled' if name == 'measured' else 'hollow'} marks)", meaning)
         for name, meaning in ORIGINS.items()
     ]
     return Section(
-        "How to repeat it",
-        [*(Note(command, "code") for command in commands(records)), Facts((*facts, *origins))],
-        "repeat",
-        "The command, its machine and versions, and what the origin of a number means.",
+        "What the words mean",
+        [Facts((*origins, *meanings(sections)))],
+        "words",
+        "The command `optprof explain` says how a figure is obtained and what it leaves out.",
+        part_of="repeat",
     )

@@ -26,7 +26,6 @@ from .units import (
     around_text,
     bytes_text,
     factor_text,
-    gib_text,
     percent_text,
     range_text,
     rate_text,
@@ -45,7 +44,7 @@ def saving_text(row: Saving, units: Units = BINARY) -> str:
     """The saving: 2.00 times smaller, saves 5.803 GiB, 50.0 %."""
     if row.is_baseline:
         return "the baseline"
-    size = f"{gib_text(abs(row.saved_bytes), units)} {units.giga}"
+    size = bytes_text(abs(row.saved_bytes), units)
     if not row.saved_bytes:
         return "saves nothing"
     if row.saved_bytes < 0:
@@ -137,15 +136,15 @@ def short_pace_text(ratio: Ratio) -> str:
 
 
 def peak_text(row: Peak, units: Units = BINARY) -> str:
-    """The peak and its phase: 29.012 GiB in step · 29.338 reserved.
+    """The peak and its phase: 29.01 GiB in step · 29.34 GiB reserved.
 
     Parts of another origin add their sum and its difference from the peak.
     """
     phase = f" in {phase_name(row.phase)}" if row.phase else ""
     reserved = ""
     if row.reserved is not None:
-        reserved = f" · {gib_text(row.reserved, units, row.reserved_upper)} reserved"
-    whole = f"{gib_text(row.allocated, units, row.allocated_upper)} {units.giga}{phase}{reserved}"
+        reserved = f" · {bytes_text(row.reserved, units, row.reserved_upper)} reserved"
+    whole = f"{bytes_text(row.allocated, units, row.allocated_upper)}{phase}{reserved}"
     if row.parts_origin == row.entry.origin:
         return whole
     off = (
@@ -154,21 +153,21 @@ def peak_text(row: Peak, units: Units = BINARY) -> str:
         else ""
     )
     return (
-        f"{row.entry.origin} {whole} · parts {row.parts_origin}: {gib_text(row.split, units)} in"
+        f"{row.entry.origin} {whole} · parts {row.parts_origin}: {bytes_text(row.split, units)} in"
         f" all{off}"
     )
 
 
 def course_text(course: Course, units: Units = BINARY) -> str:
-    """The peak of a timeline, "out of memory" first: 29.656 GiB in step · 31.375 reserved."""
+    """The peak of a timeline, "out of memory" first: 29.66 GiB in step · 31.38 GiB reserved."""
     timeline = course.timeline
     phase = phase_name(timeline.peak_stretch.phase)
     end = "out of memory: " if course.record.outcome == "out-of-memory" else ""
     memory = course.record.memory
     upper = (memory.peak_allocated_upper, memory.peak_reserved_upper) if memory else (None, None)
-    peak = gib_text(timeline.peak_allocated, units, upper[0])
-    reserved = gib_text(max(timeline.reserved), units, upper[1])
-    return f"{end}{peak} {units.giga} in {phase} · {reserved} reserved"
+    peak = bytes_text(timeline.peak_allocated, units, upper[0])
+    reserved = bytes_text(max(timeline.reserved), units, upper[1])
+    return f"{end}{peak} in {phase} · {reserved} reserved"
 
 
 def fragmentation_text(course: Course, units: Units = BINARY) -> str:
@@ -177,7 +176,7 @@ def fragmentation_text(course: Course, units: Units = BINARY) -> str:
     stretch, spare = timeline.peak_stretch, timeline.fragmentation[timeline.peak]
     share, peak = (
         percent_text(spare, timeline.reserved[timeline.peak]),
-        f"{gib_text(timeline.peak_allocated, units)} {units.giga}",
+        bytes_text(timeline.peak_allocated, units),
     )
     return (
         f"{course.label} has the highest peak: {peak} in {phase_name(stretch.phase)} of training"

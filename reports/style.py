@@ -6,7 +6,7 @@ estimated.
 """
 
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +33,11 @@ class Mark:
     shape: str
     filled: str
     hollow: str
+
+    @property
+    def hatch(self) -> str:
+        """Return the letter of the hatch of a bar in this colour; empty for a plain one."""
+        return SHAPE_HATCHES[self.shape]
 
     def glyph(self, origin: str) -> str:
         """Return the shape as text, filled if it was measured."""
@@ -104,8 +109,11 @@ HATCH_NAMES = {
     "-": "level",
     "+": "grid",
 }
-# How much of ON_BLOCK is in the lines of a hatch.
-HATCH_DEPTH = 0.38
+# Bars of optimizers have a hatch that goes with the shape of their mark.
+SHAPE_HATCHES = {"o": "", "s": "/", "^": "\\", "D": "x", "v": ".", "p": "|", "h": "-", "<": "+"}
+SHAPE_HATCHES |= {">": "|", "*": "-"}
+# How much of ON_BLOCK is in the lines of a hatch on a block, and of paper in those on a bar.
+HATCH_DEPTH, BAR_HATCH_DEPTH = 0.38, 0.6
 
 
 def marks(labels: Iterable[str]) -> dict[str, Mark]:
@@ -136,20 +144,27 @@ def _free(candidates: Sequence[Mark], taken: Collection[Mark]) -> Mark:
     return next(iter([*unlike, *(mark for mark in candidates if mark not in taken), *candidates]))
 
 
-def css_fill(name: str) -> str:
+def css_fill(name: str, marks: Mapping[str, Mark]) -> str:
     """Return a colour of a picture, and its hatch, as the value of a style sheet's `background`.
 
-    A colour of the page is var(--mark-3) for @mark-3.
+    A colour of the page is var(--mark-3) for @mark-3, the colour of the fourth of the marks.
     """
+    colour, hatch = name, HATCHES.get(name, "")
     if name.startswith("@"):
-        return f"var(--{name[1:]})"
-    return f"var(--hatch-{HATCH_NAMES[HATCHES[name]]}) {name}" if name in HATCHES else name
+        colour, hatch = f"var(--{name[1:]})", mark_hatch(name, marks)
+    return f"var(--hatch-{HATCH_NAMES[hatch]}) {colour}" if hatch else colour
 
 
-def hatch_colour(colour: str) -> str:
+def mark_hatch(name: str, marks: Mapping[str, Mark]) -> str:
+    """Return the letter of the hatch of @mark-3, the fourth of the marks; empty for other names."""
+    number = name.removeprefix("@mark-")
+    return list(marks.values())[int(number)].hatch if number != name else ""
+
+
+def hatch_colour(colour: str, lines: str = ON_BLOCK, depth: float = HATCH_DEPTH) -> str:
     """Return the colour of the lines of a hatch on a block of that colour."""
-    pairs = zip(bytes.fromhex(colour[1:]), bytes.fromhex(ON_BLOCK[1:]), strict=True)
-    mixed = (round((1 - HATCH_DEPTH) * one + HATCH_DEPTH * other) for one, other in pairs)
+    pairs = zip(bytes.fromhex(colour[1:]), bytes.fromhex(lines[1:]), strict=True)
+    mixed = (round((1 - depth) * one + depth * other) for one, other in pairs)
     return f"#{bytes(mixed).hex()}"
 
 

@@ -4,7 +4,6 @@ A table that is too wide continues below, with its first column again, as pandas
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TextIO
 
 from rich.cells import cell_len
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from .document import Document, Note
 from .streams import console_on
-from .tables.table import Cell, Table
+from .tables.table import Cell, Table, columns_of
 from .units import Words
 
 STYLES = {"heading": "bold", "failed": "red", "stopped": "bold red", "plain": ""}
@@ -61,11 +60,11 @@ def _parts(document: Document, table: Table, width: int) -> Iterator[Table]:
     places, used = [0], first
     for place, least in enumerate(others, start=1):
         if used + GAP + least > width and len(places) > 1:
-            yield _columns_of(table, places)
+            yield columns_of(table, places)
             places, used = [0], first
         places.append(place)
         used += GAP + least
-    yield _columns_of(table, places)
+    yield columns_of(table, places)
 
 
 def _least_width(document: Document, table: Table, place: int) -> int:
@@ -80,14 +79,6 @@ def _is_whole(table: Table, place: int) -> bool:
     """Return whether a column is never wrapped: numbers, and short words behind the first."""
     is_short = place > 0 and all(len(row[place].text) <= SHORT for row in table.rows)
     return is_short or (bool(table.rows) and table.rows[0][place].number)
-
-
-def _columns_of(table: Table, places: list[int]) -> Table:
-    return replace(
-        table,
-        head=tuple(table.head[place] for place in places),
-        rows=tuple(tuple(row[place] for place in places) for row in table.rows),
-    )
 
 
 def _grid(document: Document, table: Table, title: str) -> Grid:

@@ -73,7 +73,8 @@ class TraceFindings:
 
 def of_file(path: Path, *, anonymous: bool = False) -> TraceFindings:
     """Return the findings of a user's own trace; ValueError if it is none, OSError if missing."""
-    trace = Trace.of(read_trace(path), stem(path))
+    # Links are followed to a file that the user names, unlike those in a run.
+    trace = Trace.of(read_trace(path.resolve() if path.is_symlink() else path), stem(path))
     trace = replace(trace, gpus=()) if anonymous else trace
     return TraceFindings(
         traces=[trace],

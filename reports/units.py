@@ -54,13 +54,8 @@ def gib_in(value: float, units: Units) -> float:
     return value * GIB / units.base**3
 
 
-def gib_text(count: int, units: Units = BINARY, upper: int | None = None) -> str:
-    """Return bytes in GiB or GB without the unit, for a column: 11.605, 0.00853.
-
-    With `upper`, return a range, 11.605 to 11.842, unless both ends read the same.
-    """
-    if upper is not None:
-        return _span(gib_text(count, units), gib_text(upper, units))
+def gib_text(count: int, units: Units = BINARY) -> str:
+    """Return bytes in GiB or GB without the unit, for the ticks of an axis: 11.605, 0.00853."""
     value = count / units.base**3
     if value == 0:
         return "0"
@@ -70,9 +65,10 @@ def gib_text(count: int, units: Units = BINARY, upper: int | None = None) -> str
 
 
 def bytes_text(count: int, units: Units = BINARY, upper: int | None = None) -> str:
-    """Return bytes in a suitable unit: 11.605 GiB, 8.68 MiB, 2.27 KiB, 512 B.
+    """Return bytes in a suitable unit, with three digits, or four in GiB: 11.61 GiB, 8.68 MiB.
 
-    With `upper`, return a range, 11.605 to 11.842 GiB, unless both ends read the same.
+    Pages, pictures and the terminal write every size so, except the ticks of axes. With `upper`,
+    return a range, 11.61 to 11.84 GiB, unless both ends read the same.
     """
     if upper is not None:
         return _span(bytes_text(count, units), bytes_text(upper, units))
@@ -81,7 +77,8 @@ def bytes_text(count: int, units: Units = BINARY, upper: int | None = None) -> s
     for power, name in ((3, units.names[2]), (2, units.names[1]), (1, units.names[0])):
         unit = units.base**power
         if size >= unit:
-            digits = 3 if power == 3 else 2 if size < 10 * unit else 1 if size < 100 * unit else 0
+            before = len(str(size // unit))
+            digits = max((4 if power == 3 else 3) - before, 0)
             return _signed(f"{count / unit:,.{digits}f} {name}")
     return _signed(f"{count} B")
 

@@ -196,6 +196,11 @@ def describe(name: str) -> ModelEntry | None:
     """
     if ":" in name:
         return None
+    if name.endswith(".py"):
+        raise ValueError(
+            f"{name!r} names no factory; write {name}:NAME for the function or class in it that"
+            " returns a model"
+        )
     if name not in _CATALOGUE:
         raise ValueError(
             f"no model named {name!r}; {did_you_mean(name, _CATALOGUE)} (module:factory names your"

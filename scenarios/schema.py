@@ -145,7 +145,7 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
     plain = {known.replace("_", "-"): known for known in names}
     begun = [known for known in plain if len(text) > 1 and known.startswith(text)]
     near = [plain[each] for each in begun[:3] or get_close_matches(text, plain, 3, cutoff=0.66)]
-    return f"did you mean {', '.join(near)}?" if near else f"there is {', '.join(names)}"
+    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names)}"
 
 
 def shortened(text: str, most: int = MOST_LETTERS) -> str:

@@ -108,14 +108,17 @@ class Scenario:
     model: Name
     config: Annotated[
         Mapping[str, Any],
-        Option("An entry of the model's configuration, as n_layer=24.", ("--model-config", "-c")),
+        Option(
+            "An entry of the model's configuration, as in n_layer=24; may be repeated.",
+            ("--model-config", "-c"),
+        ),
     ] = field(default_factory=dict)
     optimizer: Name = "adamw"
     options: Mapping[str, Any] = field(default_factory=dict)
     implementation: Annotated[
         Implementation,
         Option(
-            "loop, foreach, fused or compiled (measured only).",
+            "How the step runs: loop, foreach, fused or compiled (measured only).",
             unset="what torch chooses on the device",
         ),
     ] = "foreach"
@@ -203,7 +206,7 @@ class Scenario:
     alloc_conf: Annotated[
         Name,
         Option(
-            "Options of the allocator, as in PYTORCH_CUDA_ALLOC_CONF.",
+            "Settings of CUDA's allocator, as in PYTORCH_CUDA_ALLOC_CONF.",
             variables=("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
         ),
     ] = ""

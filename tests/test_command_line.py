@@ -1,11 +1,13 @@
 """The command line's manners: help, completion, standing options, errors, narrow terminals."""
 
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from inspect import signature
 from pathlib import Path
 
 import commands
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 from optprof import optimizers
 from optprof.cli import names
-from optprof.cli.app import app
+from optprof.cli.app import _message, app
 from optprof.optimizers import accumulation
 from optprof.profiler.machine import doctor
 from optprof.reports.progress import TimeLeft
@@ -123,15 +125,21 @@ def test_completion_knows_every_name_and_loads_no_torch(tmp_path: Path):
     ("arguments", "message"),
     [
         ("profile", "missing argument MODEL; optprof profile --help shows what it takes"),
-        ("profil tiny", "no such command profil. Did you mean profile?; optprof --help"),
+        ("profil tiny", "no such command profil; did you mean profile? optprof --help"),
         ("profile tiny -B x", "--batch-size must be a whole number, got 'x'"),
         ("profile tiny --timeout soon", "--timeout must be a number, got 'soon'"),
-        ("profile tiny --no-such-option", "no such option: --no-such-option"),
+        (
+            "profile tiny --no-such-option",
+            "no such option: --no-such-option",
+        ),
+        ("profile tiny --gpus t4", "no such option: --gpus; did you mean --gpu? optprof profile"),
+        ("history", "no run in runs; name the folder of a run"),
         ("profile tiny -T 0", "sequence_length must be a whole number >= 1, got 0"),
         ("profile tiny -o sm3:momentum", "option 'momentum' of sm3 has no value; write sm3:"),
-        ("profile bert", "no model named 'bert'; there is gpt2, gpt2-medium"),
+        ("profile bert", "no model named 'bert'; there are gpt2, gpt2-medium"),
+        ("profile mine.py", "'mine.py' names no factory; write mine.py:NAME for the function"),
         ("profile vit", "no model named 'vit'; did you mean vit-s16, vit-b16, vit-h14?"),
-        ("fit tiny --gpu tpu", "no GPU is named 'tpu'; there is rtx3060"),
+        ("fit tiny --gpu tpu", "no GPU is named 'tpu'; there are rtx3060"),
         ("profile tiny --amp float16 --dtype half", "amp runs fp32 parameters under autocast, got"),
     ],
 )
@@ -201,15 +209,21 @@ def test_a_file_of_standing_options_replaces_the_project_s(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gpus = 't4'", "no option is named 'gpus'; did you mean gpu?"),
-        ("xyz = 1", "no option is named 'xyz'; options are named as in --help"),
-        ("[profil]\ngpu = 't4'", "no option is named 'profil'; did you mean profile?"),
-        ("trace = 'yes'", "trace must be true or false, got 'yes'"),
-        ("gpu = {a = 1}", "gpu must be a text, a number or a list of them, got {'a': 1}"),
-        ("out = '/tmp'", "out is for one call; give --out on the command line"),
-        ("[profile]\nforce = true", "force is for one call; give --force on the command line"),
-        ("optimizers = 'mine:Class'", "optimizers names code, got 'mine:Class'"),
-        ("gpu = ", "Invalid value"),
+        ("gpus = 't4'", ": no option is named 'gpus'; did you mean gpu?"),
+        ("xyz = 1", ": no option is named 'xyz'; options are named as in --help"),
+        ("[profil]\ngpu = 't4'", ": no option is named 'profil'; did you mean profile?"),
+        ("trace = 'yes'", ": trace must be true or false, got 'yes'"),
+        ("gpu = {a = 1}", ": gpu must be a text, a number or a list of them, got {'a': 1}"),
+        ("out = '/tmp'", ": out is for one call; give --out on the command line"),
+        ("[profile]\nforce = true", ": force is for one call; give --force on the command line"),
+        ("optimizers = 'mine:Class'", ": optimizers names code, got 'mine:Class'"),
+        ("gpu = ", ": Invalid value"),
+        ("report = 5", ": report is a command; its options are a table of their own, [report]"),
+        ("[report]\nfit = {}", ": fit is a command; its options are a table of their own, [fit]"),
+        ("[tool]\noptprof = 5", ": tool.optprof must be a table, got 5"),
+        ("[[tool.optprof]]\ngpu = 't4'", ": tool.optprof must be a table, got [{'gpu': 't4'}]"),
+        # Python's reader would take ten seconds for a key of 30,000 names, and an hour for more.
+        (f"{'a.' * 40_000}a = 1", " has more than 64 KiB; keep the options in a smaller file"),
     ],
 )
 def test_a_wrong_standing_option_is_one_line(tmp_path: Path, text: str, message: str):
@@ -217,7 +231,59 @@ def test_a_wrong_standing_option_is_one_line(tmp_path: Path, text: str, message:
     (tmp_path / "my.toml").write_text(text)
     done = optprof(tmp_path, "profile", "tiny", "--config", "my.toml")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith(f"optprof: my.toml: {message}")
+    assert done.stderr.startswith(f"optprof: my.toml{message}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[tool.optprof]",
+        "[project]\ndependencies = ['optprof']",
+        "[tool.other]\ngpu = 5",
+        "this is not TOML",
+        "# " + "x" * 100_000,
+    ],
+)
+def test_a_project_without_standing_options_changes_nothing(tmp_path: Path, text: str):
+    (tmp_path / "pyproject.toml").write_text(text)
+    done = optprof(tmp_path, "report", "nothing")
+    assert done.stderr.startswith("optprof: no records.jsonl in runs/nothing; ")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("missing.toml", "missing.toml: No such file or directory"), (".", ".: Is a directory")],
+)
+def test_standing_options_that_cannot_be_read_are_an_error_in_json_too(
+    tmp_path: Path, name: str, message: str
+):
+    done = optprof(tmp_path, "compare", "a", "b", "--json", "--config", name)
+    assert (done.returncode, done.stderr) == (2, f"optprof: {message}\n")
+    assert json.loads(done.stdout) == {"error": message, "status": 2}
+
+
+@pytest.mark.parametrize(
+    ("error", "command", "advice"),
+    [
+        (errno.ENOSPC, "profile", "; make room, and go on with --resume"),
+        (errno.ENOSPC, "report", "; make room, and try again"),
+        (errno.EROFS, "fit", "; name another folder with --out"),
+        (errno.EROFS, "report", "; copy the run to a folder that can be written"),
+        (errno.EROFS, "compare", ""),
+        (errno.EACCES, "profile", ""),
+    ],
+)
+def test_the_advice_of_an_error_names_options_that_the_command_has(
+    error: int, command: str, advice: str
+):
+    (callback,) = (
+        each.callback
+        for each in app.registered_commands
+        if each.callback and each.callback.__name__ == command
+    )
+    message = _message(OSError(error, "Reason", "file"), signature(callback).parameters)
+    assert message == f"file: Reason{advice}"
 
 
 def test_one_model_twice_is_one_model_and_all_files_are_named(tmp_path: Path):
@@ -287,6 +353,15 @@ sys.meta_path.insert(0, Missing())
 """
 
 
+INTERRUPTED = """
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == 'typer': raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "missing", "message"),
     [
@@ -335,3 +410,11 @@ def test_the_extras_install_what_the_doctor_says():
     } == by_extra
     # Make's environment has what TensorBoard needs.
     assert "--editable '.[tensorboard]'" in (HERE / "Makefile").read_text()
+
+
+def test_ctrl_c_while_modules_are_loaded_is_one_line(tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    place = f"{tmp_path}{os.pathsep}{HERE / 'src'}"
+    done = alone(tmp_path, "list", "gpus", PYTHONPATH=place)
+    (line,) = (line for line in done.stderr.splitlines() if not line.startswith("import time:"))
+    assert (done.returncode, line, done.stdout) == (130, "optprof: interrupted", "")

@@ -125,7 +125,7 @@ def test_a_second_run_has_another_folder(
         ),
         (
             ("profile", "gpt2", "--device", "tpu"),
-            "optprof: device must be one of sim, cpu, cuda, got 'tpu'",
+            "optprof: device must be one of auto, sim, cpu, cuda, got 'tpu'",
         ),
         (
             ("profile", "resnet18", "-d", "sim", "--out", "file/run"),
@@ -307,6 +307,10 @@ def test_ctrl_c_keeps_finished_scenarios_and_prints_how_to_go_on(tmp_path: Path)
                 " end of line"
             ),
             "optprof repair runs/tiny.build sets aside what cannot be read",
+            (
+                "Unfinished: 3 of 4 scenarios are missing. The run was interrupted, or is still"
+                f" going on. Go on with: {going_on}"
+            ),
         ],
     )
     done = optprof(tmp_path, *going_on.split()[1:], "--json")
@@ -654,7 +658,9 @@ def test_of_two_runs_into_one_folder_the_second_is_refused_and_the_first_goes_on
     assert json.loads(record)["outcome"] == "ok"
 
 
-def test_names_are_listed_with_descriptions(tmp_path: Path):
+def test_names_are_listed_with_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # pytest-xdist sets it, and lines would be wrapped.
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert optprof(tmp_path, "list", "gpus").stdout == "".join(
         f"{line}\n" for line in listing("gpus")
     )

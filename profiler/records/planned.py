@@ -6,7 +6,7 @@ own, another command adds one. Records that come from elsewhere, such as `watch`
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from optprof.scenarios.spec import Scenario
 from ..safety import disk
 from .privacy import disclosed_command
 from .record import Record
-from .store import file_name
+from .store import RunStore, file_name
 
 NAME = "planned.json"
 SCHEMA = 1
@@ -59,7 +59,7 @@ def begin(
     """Note the scenarios that a command is going to record; a full disk costs only the note."""
     key = _key(folder, command, anonymous=anonymous)
     plan = Plan(command=key, scenarios=tuple(map(file_name, scenarios)))
-    _write(folder, [*_others(folder, plan.command), plan])
+    _write(folder, [*_others(folder, plan.command, plan.scenarios), plan])
 
 
 def end(folder: Path, command: Sequence[str], *, anonymous: bool = False) -> None:
@@ -81,7 +81,8 @@ def unfinished(folder: Path, records: Iterable[Record]) -> Unfinished | None:
     return Unfinished(
         missing=len(planned - recorded),
         planned=len(planned | recorded),
-        commands=tuple(plan.command for plan in waiting if plan.command),
+        # Readers run what a page advises; a stranger's file advises nothing but optprof.
+        commands=tuple(plan.command for plan in waiting if plan.command[:1] == ("optprof",)),
     )
 
 
@@ -95,8 +96,18 @@ def _key(folder: Path, command: Sequence[str], *, anonymous: bool) -> tuple[str,
     return tuple(disclosed_command(words, anonymous=anonymous))
 
 
-def _others(folder: Path, command: tuple[str, ...]) -> list[Plan]:
-    return [plan for plan in _read(folder) if plan.command != command]
+def _others(folder: Path, command: tuple[str, ...], scenarios: Collection[str] = ()) -> list[Plan]:
+    """Return the plans of other commands that lack more than these scenarios.
+
+    A command that is resumed with another option, as -q, takes over what it has planned before.
+    """
+    others = [plan for plan in _read(folder) if plan.command != command]
+    if not others:
+        return []
+    recorded = {*scenarios}
+    with suppress(OSError, ValueError):
+        recorded |= {file_name(record.scenario) for record in RunStore(folder).read()}
+    return [plan for plan in others if not recorded.issuperset(plan.scenarios)]
 
 
 def _read(folder: Path) -> list[Plan]:

@@ -4,10 +4,11 @@
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from optprof.optimizers import require_name
 from optprof.scenarios import Scenario, hardware, models
+from optprof.scenarios.spec import Device, usual
 
 
 def require_names(names: Iterable[str], specs: Iterable[str], fields: Mapping[str, Any]) -> None:
@@ -22,6 +23,10 @@ def require_names(names: Iterable[str], specs: Iterable[str], fields: Mapping[st
     if fields.get("gpu") is not None:
         hardware.describe(fields["gpu"])
     values = {name: value for name, value in fields.items() if value is not None}
-    if values.get("device") == "auto":
-        del values["device"]
+    device = usual("device", values.pop("device", "auto"))
+    if device != "auto":
+        known = get_args(Device)
+        if device not in known:
+            raise ValueError(f"device must be one of auto, {', '.join(known)}, got {device!r}")
+        values["device"] = device
     Scenario(**{"model": "tiny", **values})

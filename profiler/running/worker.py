@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fcntl import F_DUPFD_CLOEXEC, fcntl
@@ -28,8 +29,8 @@ _MOST_LEFT_BYTES = 1 << 20
 # The zygote imports from the places that this process imports from, and knows its command. With -m
 # it would need PYTHONPATH for that, which the user's code and its children would inherit.
 _BOOTSTRAP = (
-    "import ast, sys; sys.path[:], sys.argv[:] = ast.literal_eval(sys.argv[1]); from"
-    " optprof.profiler.running.zygote import main; main()"
+    "import ast, sys; sys.path[:], sys.argv[:], models = ast.literal_eval(sys.argv[1]); from"
+    " optprof.profiler.running.zygote import main; main(models)"
 )
 
 
@@ -48,10 +49,12 @@ class ChildEndedError(Exception):
 class Worker:
     """The zygote and the pipes to it: does jobs one after another, each in its own process.
 
-    The zygote loads torch while the caller goes on. If it has ended, the next job starts a new one.
+    The zygote loads torch while the caller goes on, then the code of the catalogue's `models`. If
+    it has ended, the next job starts a new one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, models: Sequence[str] = ()) -> None:
+        self._models = tuple(models)
         self._start()
 
     def __enter__(self) -> "Worker":
@@ -66,9 +69,10 @@ class Worker:
         self._answers, to_answers = _pipe()
         self._output, to_output = _pipe()
         os.set_blocking(self._output, False)
+        arguments = list(_path()), sys.argv, self._models
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOTSTRAP, repr((list(_path()), sys.argv))],
+                [sys.executable, "-P", "-c", _BOOTSTRAP, repr(arguments)],
                 stdin=theirs,
                 stdout=to_answers,
                 stderr=to_output,

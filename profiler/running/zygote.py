@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from threading import Event, Thread
@@ -42,8 +42,8 @@ _MOST_MODELS = 2
 _POLL_SECONDS = 0.25
 
 
-def main() -> None:
-    """Load torch, report it, and work until the parent closes the pipe or ends."""
+def main(models: Sequence[str] = ()) -> None:
+    """Load torch and these models' code, report it, and work until the parent ends or hangs up."""
     parent = os.getppid()
     # If a caller ignores SIGCHLD, which is inherited, the kernel keeps no child's status.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -53,6 +53,10 @@ def main() -> None:
         gc.disable()
         for module in _LOADED:
             import_module(module)
+        for model in models:
+            # The parent reports a name that is no model.
+            with suppress(ValueError):
+                _load_code(Scenario(model=model))
     adopt_orphans()
     try:
         forks = _can_fork()
@@ -143,7 +147,6 @@ def _load_code(scenario: Scenario) -> None:
 
     with suppress(Exception):
         load_code(scenario)
-        gc.freeze()
 
 
 class _Zygote:
@@ -181,6 +184,7 @@ class _Zygote:
     def _done(self, job: Job) -> bytes:
         """Return the line that answers a job, and end all its processes except a traced model."""
         _load_code(job.scenario)
+        gc.freeze()
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         task = self._start(job, reader, writer)

@@ -21,7 +21,7 @@ class Setting:
     sequence_length: int | None
     model_traits: tuple[str, ...] = ()
     training_traits: tuple[str, ...] = ()
-    dtype_name: str = field(default="own", compare=False)
+    dtype_name: str = field(default="own dtype", compare=False)
 
     @classmethod
     def of(cls, scenario: Scenario, memory: Memory | None = None) -> "Setting":

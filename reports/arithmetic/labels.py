@@ -82,11 +82,11 @@ def training_traits(scenario: Scenario) -> tuple[str, ...]:
 def dtype_name(scenario: Scenario, memory: Memory | None = None) -> str:
     """Return the dtypes of the parameters as a record counted them: "bf16", "fp32+bf16".
 
-    Without a record, return the scenario's dtype, or "own" for a factory that chooses.
+    Without a record, return the scenario's dtype, or "own dtype" for a factory that chooses.
     """
     nbytes = dict(memory.parameters_by_dtype) if memory else {}
     names = [short for name, short in _SHORT_DTYPES.items() if nbytes.pop(name, None) is not None]
-    return "+".join((*names, *sorted(nbytes))) or scenario.dtype or "own"
+    return "+".join((*names, *sorted(nbytes))) or scenario.dtype or "own dtype"
 
 
 def byte_options(record: Record) -> str:

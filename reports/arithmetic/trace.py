@@ -509,7 +509,9 @@ def _memory(events: Iterable[Event], start: float) -> tuple[MemoryCurve, ...]:
     for event in events:
         found = event.details
         if event.name == "[memory]" and isinstance(found.allocated, int):
-            kind = _DEVICE_TYPES.get(found.device_type, f"device type {found.device_type}")
+            number = found.device_type
+            known = _DEVICE_TYPES.get(number) if isinstance(number, int) else None
+            kind = known or f"device type {number}"
             name = kind if found.device_type == 0 else f"{kind} {found.device_id}"
             reserved = found.reserved if isinstance(found.reserved, int) else 0
             curves[name].append(((event.ts - start) * MICRO, found.allocated, reserved))

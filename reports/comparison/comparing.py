@@ -218,6 +218,7 @@ def _anonymous(compared: Compared) -> Compared:
     show = partial(disclosed, anonymous=True)
     return replace(
         compared,
+        damage=tuple(masked(each, anonymous=True) for each in compared.damage),
         pairs=tuple(
             replace(pair, before=show(pair.before), after=show(pair.after))
             for pair in compared.pairs

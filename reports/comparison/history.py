@@ -117,16 +117,20 @@ def read_history(
     ValueError for an unknown figure, or one that no run has; OSError for a folder without runs.
     """
     find(metric)
-    paths = list(dict.fromkeys(path for folder in folders for path in _runs_in(folder)))
+    # A run may be named twice, by itself and by its folder.
+    named = {path.resolve(): path for folder in folders for path in _runs_in(folder)}
+    paths = list(named.values())
     read: dict[Path, list[Record]] = {}
     damage: list[str] = []
     for path in paths:
         store = RunStore(path)
         try:
             records = store.read_standing(partial(lean, with_time=True))
-            damage += (f"{masked(path.name)}: {each}" for each in store.damage)
+            name = "run" if anonymous else masked(path.name)
+            damage += (f"{name}/{each}" for each in store.damage)
         except (OSError, ValueError) as error:
-            damage.append(str(error).replace(f"{path.parent}{os.sep}", ""))
+            text = str(error).replace(f"{path.parent}{os.sep}", "")
+            damage.append(masked(text, anonymous=anonymous))
             continue
         if records:
             read[path] = records

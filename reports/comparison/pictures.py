@@ -154,6 +154,9 @@ def _blocks(metric: str, first: str, row: _Row, marks: Sequence[str]) -> Bars:
     runs = _runs(first, row)
     is_size = METRICS[metric].kind == "bytes"
     most = max(1 if is_size else 1e-12, *(value for _, _, value, _ in runs))
+    # The last tick encloses every bar.
+    unit = next((unit for unit in (GIB, MIB, KIB) if is_size and most >= unit), 1)
+    scale = multiples(most / unit)[-1] * unit
 
     def text(value: float, words: str, units: Units) -> str:
         return " · ".join(filter(None, (figure_text(metric, value, units), words)))
@@ -164,11 +167,11 @@ def _blocks(metric: str, first: str, row: _Row, marks: Sequence[str]) -> Bars:
             mark=name,
             origin=record.origin if is_size else "estimated",
             value=Sized.of(partial(text, value, words)),
-            parts=(Part(left=0, width=100 * value / most, colour=f"@mark-{marks.index(name)}"),),
+            parts=(Part(left=0, width=100 * value / scale, colour=f"@mark-{marks.index(name)}"),),
         )
         for name, record, value, words in runs
     )
-    ticks = _size_ticks(most) if is_size else second_ticks(most)
+    ticks = _size_ticks(scale, unit) if is_size else second_ticks(scale)
     return Bars(name=row.name, bars=tuple(bars), ticks=ticks)
 
 
@@ -198,9 +201,8 @@ def _strips(metric: str, first: str, row: _Row, _: Sequence[str]) -> Bars:
     return Bars(name=row.name, bars=tuple(bars), ticks=scale.ticks)
 
 
-def _size_ticks(most: float) -> tuple[tuple[float, Sized], ...]:
-    """Places and texts of round sizes on a row as long as `most` bytes, in the unit of `most`."""
-    unit = next((unit for unit in (GIB, MIB, KIB) if most >= unit), 1)
+def _size_ticks(most: float, unit: int) -> tuple[tuple[float, Sized], ...]:
+    """Places and texts of round sizes in this unit, on a row as long as `most` bytes."""
     sizes = [round(size * unit) for size in multiples(most / unit)]
     return tuple((100 * size / most, Sized.of(partial(_tick_text, size))) for size in sizes)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from optprof.profiler.safety.plain import plain
 
-from ..style import HATCHES, ON_BLOCK, Mark, hatch_colour
+from ..style import HATCH_DEPTH, HATCHES, ON_BLOCK, Mark, hatch_colour
 from ..units import GIB, Sized, Words, bytes_text
 from ..words import phase_name
 from .bars import VISIBLE
@@ -324,12 +324,9 @@ def _bands(areas: Areas) -> list[dict[str, Any]]:
     ]
 
 
-def _template(name: str) -> dict[str, str]:
-    """Return the words at a value under the pointer; `name` is escaped."""
-    return {
-        unit: f"{name} %{{y:,.3f}} {giga}<extra></extra>"
-        for unit, giga in (("binary", "GiB"), ("decimal", "GB"))
-    }
+def _template(name: str) -> str:
+    """Return the words under the pointer; `name` is escaped, and the page's script has sizes."""
+    return f"{name} %{{text}}<extra></extra>"
 
 
 def icicle_graph(icicle: Icicle) -> Graph:
@@ -355,6 +352,7 @@ def icicle_graph(icicle: Icicle) -> Graph:
         ),
         "marker": {
             "colors": [tile.colour for tile in tiles],
+            "pattern": _patterns(tiles),
             "line": {"width": 1, "color": "@paper"},
         },
         "textfont": {"size": LETTERS, "color": ["@ink", *[ON_BLOCK for _ in tiles[1:]]]},
@@ -373,6 +371,13 @@ def icicle_graph(icicle: Icicle) -> Graph:
         data=_data([trace], layout, height),
         heading=Heading(text=icicle.label, origin=icicle.origin, value=icicle.value),
     )
+
+
+def _patterns(tiles: Sequence[Tile]) -> dict[str, Any]:
+    """Return the hatches of the first row; lines would cross the names of all modules."""
+    shown = [HATCHES.get(tile.colour, "") if tile.depth == 1 else "" for tile in tiles]
+    lines = {"fgcolor": ON_BLOCK, "fgopacity": HATCH_DEPTH, "size": 6, "solidity": 0.12}
+    return {"shape": shown, "bgcolor": [tile.colour for tile in tiles]} | lines
 
 
 def _count(tile: Tile) -> str:

@@ -47,9 +47,8 @@ def _picture(findings: Findings, courses: Sequence[Course], names: Names) -> Pic
     return Picture(
         **names,
         sentence=(
-            "Every block that is allocated at the peak. From top to bottom: what it holds, the"
-            " class of the module, the module, and the operation and line that requested it. The"
-            " width is the bytes. Click a part to enlarge it, and the bar above it to go back."
+            "Every block that is allocated at the peak, as wide as its bytes, by what it holds and"
+            " what requested it."
         ),
         table=Table(
             head=("optimizer", *GROUP_HEAD),

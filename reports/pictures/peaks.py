@@ -7,7 +7,7 @@ from ..arithmetic.peaks import Peak, in_stack_order
 from ..phrases import peak_text
 from ..style import block_colour
 from ..tables.table import Table, bytes_cell, text_table
-from ..units import GIB, Sized, exact_text, gib_text
+from ..units import GIB, Sized, bytes_text, exact_text
 from ..words import category_name, phase_name
 from .bars import VISIBLE, grouped, row_scales, stacked
 from .picture import ORIGINS, Bar, Key, Picture
@@ -73,7 +73,9 @@ def _categories(findings: Findings, least: float = 0) -> list[str]:
 
 
 def _bar(row: Peak, scale: float) -> Bar:
-    texts = [Sized.of(lambda units, count=count: gib_text(count, units)) for _, count in row.parts]
+    texts = [
+        Sized.of(lambda units, count=count: bytes_text(count, units)) for _, count in row.parts
+    ]
     return Bar(
         label=row.entry.label,
         mark=row.entry.label,

@@ -7,7 +7,7 @@ from ..arithmetic.labels import shortened
 from ..arithmetic.savings import Saving
 from ..phrases import saving_text
 from ..tables.table import Table, bytes_cell, text_table
-from ..units import Sized, exact_text, factor_text, gib_text, per_parameter_text, percent_text
+from ..units import Sized, bytes_text, exact_text, factor_text, per_parameter_text, percent_text
 from .bars import Ticks, grouped
 from .picture import ORIGINS, Bar, Key, Part, Picture
 
@@ -34,7 +34,6 @@ def describe(findings: Findings) -> list[Picture]:
         context=findings.context,
         sentence=(
             f"The state of each optimizer as a share of {findings.baseline}'s for the same model."
-            " Beside the name are its bytes, how many times smaller it is, and what it saves."
         ),
         table=_table(findings),
         panels=grouped(findings, bars),
@@ -65,9 +64,7 @@ def _bar(findings: Findings, row: Saving, most: float) -> Bar:
         mark=row.entry.label,
         origin=row.entry.origin,
         value=Sized.of(
-            lambda units: (
-                f"{gib_text(row.state_bytes, units)} {units.giga} · {saving_text(row, units)}"
-            )
+            lambda units: f"{bytes_text(row.state_bytes, units)} · {saving_text(row, units)}"
         ),
         parts=(
             Part(

@@ -88,6 +88,8 @@ def framed(
     values: Sequence[float], *, log: bool, from_zero: bool = True
 ) -> tuple[list[float], tuple[float, float]]:
     """Return the ticks of an axis, which enclose all values, and its ends just beyond them."""
+    # An axis without points, as of losses that are not finite, is drawn too.
+    values = values or [1.0]
     if log:
         ticks = log_ticks(values)
         pad = (ticks[-1] / ticks[0]) ** PAD
@@ -105,12 +107,14 @@ def number_text(value: float) -> str:
 def gib_ticks(most: float) -> tuple[tuple[float, Sized], ...]:
     """Return the places and texts of round sizes on a row as long as `most` bytes."""
     sizes = [round(size * GIB) for size in multiples(gib(most))]
-    return tuple((100 * size / most, _size_text(size)) for size in sizes)
+    # A row that is not as long as a round size ends behind its last tick.
+    return tuple((100 * size / most, _size_text(size)) for size in sizes if size <= most + 1)
 
 
 def second_ticks(most: float) -> tuple[tuple[float, str], ...]:
     """Return the places and texts of round times on a row as long as `most` seconds."""
-    return tuple((100 * time / most, round_seconds_text(time)) for time in multiples(most))
+    times = [time for time in multiples(most) if time <= most * (1 + 1e-9)]
+    return tuple((100 * time / most, round_seconds_text(time)) for time in times)
 
 
 def round_seconds_text(seconds: float) -> str:

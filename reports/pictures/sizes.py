@@ -12,7 +12,7 @@ from ..arithmetic.findings import Findings
 from ..arithmetic.labels import columns, shortened
 from ..phrases import nothing_text
 from ..tables.table import Table, bytes_cell, text_table
-from ..units import Sized, bytes_text, count_text, gib_text
+from ..units import Sized, bytes_text, count_text
 from ..words import listed
 from .picture import Axis, Level, Line, Picture, Plot, Point
 
@@ -34,8 +34,8 @@ def describe(findings: Findings) -> list[Picture]:
         title="Optimizer state against model size",
         context=_context(findings),
         sentence=(
-            "The state of each optimizer by the size of the model, and the memory of GPUs as dotted"
-            " lines. Both axes are logarithmic. A line joins models of one family."
+            "The state of each optimizer by the size of the model. A line joins models of one"
+            " family; dotted lines are the memory of GPUs."
         ),
         table=_table(curves),
         panels=(_plot(shown[:MOST_LINES]),),
@@ -114,7 +114,7 @@ def _level(label: int, members: Sequence[hardware.Gpu]) -> Level:
         words=Sized.of(
             lambda units: (
                 f"GPUs of {label} GB: {names}\n"
-                f"{gib_text(least, units)} {units.giga} for a program, or a little more"
+                f"{bytes_text(least, units)} for a program, or a little more"
             )
         ),
     )

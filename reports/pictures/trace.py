@@ -17,7 +17,7 @@ from ..tables.trace import (
 )
 from ..units import Sized, bytes_text, percent_text, seconds_text
 from .picture import Axis, Bar, Bars, Key, Line, Part, Picture, Plot, Point
-from .scales import second_ticks
+from .scales import multiples, second_ticks
 
 COLOURS = {phase: block_colour(phase).light for phase in ("forward", "backward", "step")} | {
     "data": block_colour("input").light,
@@ -69,7 +69,8 @@ def describe(traces: Sequence[Trace], marks: Mapping[str, Mark], context: str) -
 def _iterations(traces: Sequence[Trace], marks: Mapping[str, Mark], context: str) -> Picture:
     """Return a bar for each iteration of the host, and one for each device in it."""
     most = max(MOST_ITERATIONS // len(traces), FEWEST_ITERATIONS)
-    scale = max(each.seconds for trace in traces for each in trace.iterations[:most]) or 1e-12
+    longest = max(each.seconds for trace in traces for each in trace.iterations[:most])
+    scale = multiples(longest or 1e-12)[-1]
     has_more = any(len(trace.iterations) > most for trace in traces)
     more = f"The picture shows the first {most} iterations of a trace; the table has all."
     return Picture(
@@ -186,7 +187,7 @@ def _ranking(
     if not tops:
         return []
     most = max(MOST_TOP // len(tops), FEWEST_TOP)
-    scale = max(rows[0].seconds for rows in tops.values()) or 1e-12
+    scale = multiples(max(rows[0].seconds for rows in tops.values()) or 1e-12)[-1]
     has_both = any(0 < row.in_step < row.seconds for rows in tops.values() for row in rows[:most])
     panels = [
         Bars(

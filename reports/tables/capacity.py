@@ -1,6 +1,6 @@
 """Capacity tables: the GPUs that a training step fits on, a row a GPU and a column an optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from optprof.profiler.records.fits import Fit
 
@@ -8,20 +8,20 @@ from ..arithmetic.capacity import fits_by_setting
 from ..arithmetic.entries import setting_names
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import optimizer_key
-from ..units import DECIMAL, NOTHING, Sized, exact_text, gib_text
+from ..units import DECIMAL, NOTHING, bytes_text, exact_text
 from ..words import FAILS, FITS, TIGHT, UNSURE
-from .table import Cell, Table, gib_cell
+from .table import Cell, Table, bytes_cell
 
 SIGNS = {"fits": FITS, "tight": TIGHT, "unsure": UNSURE, "fails": FAILS, "unsupported": FAILS}
-LEGEND = Sized.of(
-    lambda units: (
-        f"{FITS} The step fits, and so many {units.giga} are left. {TIGHT} It fits, and less than"
-        f" 2 % is left. {FAILS} It does not fit: so many {units.giga} are missing. {UNSURE} It may"
-        f" fit: it would reserve so many {units.giga} more than there are, but never uses that"
-        " much at once; the allocator may give some back, or cuDNN may take less. The batch is the"
-        " largest that the run has tried and that fits; a larger one may fit where the table says"
-        " “at least”."
-    )
+LEGEND = (
+    f"{FITS} The step fits, and so much is left. {TIGHT} It fits, and less than 2 % is left."
+    f" {FAILS} It does not fit: so much is missing. {UNSURE} It may fit: it would reserve so much"
+    " more than there is, but never uses that much at once; the allocator may give some back, or"
+    " cuDNN may take less."
+)
+BATCH_LEGEND = (
+    " The batch is the largest that the run has tried and that fits; a larger one may fit where the"
+    " table says “at least”."
 )
 # A page with more tables is no longer read.
 MOST_TABLES = 4
@@ -32,6 +32,13 @@ def capacity_tables(findings: Findings) -> dict[str, Table]:
     groups = fits_by_setting(findings.records)
     names = list(setting_names(groups).items())[:MOST_TABLES]
     return {name: _table(findings, groups[setting]) for setting, name in names}
+
+
+def capacity_legend(tables: Iterable[Table]) -> str:
+    """The meaning of the signs in the tables, and of batches if there are any."""
+    texts = [cell.text for table in tables for row in table.rows for cell in row]
+    batch = BATCH_LEGEND if any(", batch" in text for text in texts) else ""
+    return LEGEND + batch if texts else ""
 
 
 def _table(findings: Findings, group: Sequence[tuple[str, Fit]]) -> Table:
@@ -46,12 +53,12 @@ def _table(findings: Findings, group: Sequence[tuple[str, Fit]]) -> Table:
     rows = [
         (
             Cell(text=gpu),
-            gib_cell(nbytes),
+            bytes_cell(nbytes),
             *(cells.get((gpu, label), Cell(text=NOTHING)) for label in columns),
         )
         for gpu, nbytes in {gpu: fit.usable for gpu, fit in group}.items()
     ]
-    return Table(head=("GPU", "usable, GiB", *columns), rows=tuple(rows))
+    return Table(head=("GPU", "usable", *columns), rows=tuple(rows))
 
 
 def fit_cell(fit: Fit, batch: str) -> Cell:
@@ -64,9 +71,9 @@ def fit_cell(fit: Fit, batch: str) -> Cell:
     if spare is None:
         return Cell(text=f"{sign} ran out{batch}")
     return Cell(
-        text=f"{sign} {gib_text(abs(spare))}{batch}",
+        text=f"{sign} {bytes_text(abs(spare))}{batch}",
         exact=f"{exact_text(abs(spare))} {'to spare' if spare >= 0 else 'short'}",
-        decimal=f"{sign} {gib_text(abs(spare), DECIMAL)}{batch}",
+        decimal=f"{sign} {bytes_text(abs(spare), DECIMAL)}{batch}",
     )
 
 

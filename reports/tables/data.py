@@ -15,7 +15,7 @@ from ..phrases import interval_text, pace_text, throughput_text
 from ..units import NOTHING, per_parameter_text, range_text, seconds_text
 from ..words import PLACES, listed, phase_name, source_text
 from .overview import without_lone_model
-from .table import Cell, Table, filled, gib_cell, number_cell, time_cell, unfit_cell
+from .table import Cell, Table, bytes_cell, filled, number_cell, time_cell, unfit_cell
 
 Columns = Sequence[tuple[str, Callable[[Entry], Cell]]]
 
@@ -28,28 +28,28 @@ def memory_table(findings: Findings) -> Table:
             "options for the bytes",
             lambda entry: Cell(text=byte_options(entry.record) or NOTHING),
         ),
-        ("state, GiB", lambda entry: gib_cell(entry.state_bytes)),
+        ("state", lambda entry: bytes_cell(entry.state_bytes)),
         (
             "bytes a parameter",
             lambda entry: number_cell(entry.bytes_per_parameter, per_parameter_text),
         ),
         (
-            "state as allocated, GiB",
-            lambda entry: gib_cell(
+            "state as allocated",
+            lambda entry: bytes_cell(
                 entry.memory.optimizer_state_allocated if entry.memory else None
             ),
         ),
         (
-            "peak allocated, GiB",
+            "peak allocated",
             lambda entry: (
                 replace(unfit_cell(entry), number=True)
                 if entry.ran_out
-                else gib_cell(entry.peak_bytes, entry.peak_upper)
+                else bytes_cell(entry.peak_bytes, entry.peak_upper)
             ),
         ),
         (
-            "peak reserved, GiB",
-            lambda entry: gib_cell(peak_reserved(entry), peak_reserved_upper(entry)),
+            "peak reserved",
+            lambda entry: bytes_cell(peak_reserved(entry), peak_reserved_upper(entry)),
         ),
         ("phase of the peak", lambda entry: Cell(text=_peak_phase(entry) or NOTHING)),
         (
@@ -118,8 +118,8 @@ def estimate_table(findings: Findings) -> Table:
         ("step there, estimated", column(lambda estimate: estimate.seconds, seconds_text)),
         ("its floor", column(lambda estimate: estimate.floor_seconds, seconds_text)),
         (
-            "moved, GiB",
-            lambda entry: gib_cell(entry.estimate.moved_bytes if entry.estimate else None),
+            "moved",
+            lambda entry: bytes_cell(entry.estimate.moved_bytes if entry.estimate else None),
         ),
         ("launches", column(lambda estimate: estimate.launches, "{:,}".format)),
         ("waits", column(lambda estimate: estimate.synchronisations, "{:,}".format)),

@@ -1,6 +1,7 @@
 """Overview tables: state by key, blocks at the peak, published figures and failures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from optprof.profiler.records.record import Record, StepEstimate
 from optprof.profiler.records.timeline import PeakGroup
@@ -13,7 +14,7 @@ from ..arithmetic.reproduction import Published, Reproduced
 from ..phrases import course_text
 from ..units import NOTHING, Sized, difference_text, factor_text, gib_in, percent_text, seconds_text
 from ..words import category_name, conditions, origin_text, phase_name
-from .table import Cell, Table, bytes_cell, gib_cell
+from .table import Cell, Table, bytes_cell, columns_of
 
 
 def key_table(findings: Findings) -> Table:
@@ -82,16 +83,41 @@ def _sum_cells(blocks: int, nbytes: int, peak: int) -> tuple[Cell, ...]:
     return Cell(text=f"{blocks:,}", number=True, value=blocks), bytes_cell(nbytes), share
 
 
-def group_tables(courses: Sequence[Course]) -> list[Table]:
-    """The blocks at each peak in groups, folded under the optimizer and the moment."""
-    tables = []
-    for course in courses:
-        fold = Sized.of(
-            lambda units, course=course: f"{course.label}: {course_text(course, units)}"
+def group_table(courses: Sequence[Course]) -> Table:
+    """The blocks at all peaks in groups, with the bytes of each optimizer in a column; the last
+    row has the peaks.
+    """
+    sizes: dict[tuple[PeakGroup, int], dict[int, int]] = {}
+    for place, course in enumerate(courses):
+        for group in course.timeline.groups:
+            sizes.setdefault((replace(group, nbytes=0), group.blocks), {})[place] = group.nbytes
+    order = in_stack_order({group.source.category for group, _ in sizes})
+    groups = sorted(
+        sizes.items(),
+        key=lambda item: (order.index(item[0][0].source.category), -max(item[1].values())),
+    )
+    peaks = [course.timeline.peak_allocated for course in courses]
+    rows = [
+        (
+            Cell(text=category_name(group.source.category)),
+            *(Cell(text=text or NOTHING) for text in _requester(group)),
+            Cell(text=f"{blocks:,}", number=True, value=blocks),
+            *(_share_cell(of_course.get(place), peak) for place, peak in enumerate(peaks)),
         )
-        rows = tuple(group_rows(course))
-        tables.append(Table(head=GROUP_HEAD, rows=rows, title=fold.binary, fold=fold))
-    return tables
+        for (group, blocks), of_course in groups
+    ]
+    whole = (Cell(text="the peak"), *[Cell(text="")] * 6, *map(bytes_cell, peaks))
+    return Table(
+        head=(*GROUP_HEAD[:-2], *(course.label for course in courses)), rows=(*rows, whole)
+    )
+
+
+def _share_cell(nbytes: int | None, peak: int) -> Cell:
+    """Bytes, with their share of the peak next to the exact ones (hover)."""
+    cell = bytes_cell(nbytes)
+    if nbytes is None:
+        return cell
+    return replace(cell, exact=f"{cell.exact}, {percent_text(nbytes, peak)} of the peak")
 
 
 def block_tables(findings: Findings) -> list[Table]:
@@ -130,10 +156,10 @@ def reproduction_table(rows: Sequence[Reproduced]) -> Table:
     head = (
         "model",
         "optimizer",
-        "published, GiB",
-        "ours, GiB",
-        "difference, GiB",
+        "published",
+        "ours",
         "difference",
+        "in per cent",
         "origin",
     )
     title = "Published figures and ours"
@@ -175,22 +201,22 @@ def without_lone_model(findings: Findings, table: Table) -> Table:
     """The table without the column "model" if the run has only one."""
     if len(findings.names) > 1:
         return table
-    kept = [number for number, name in enumerate(table.head) if name != "model"]
-    rows = [tuple(row[number] for number in kept) for row in table.rows]
-    return Table(head=tuple(table.head[number] for number in kept), rows=tuple(rows))
+    return columns_of(table, [place for place, name in enumerate(table.head) if name != "model"])
 
 
 def _reproduced(row: Reproduced) -> tuple[Cell, ...]:
     extrapolated = ", extrapolated" if row.published.extrapolated else ""
     published = Sized.of(
-        lambda units: f"{gib_in(row.published.state_gib, units):.2f}{extrapolated}"
+        lambda units: f"{gib_in(row.published.state_gib, units):.2f} {units.giga}{extrapolated}"
     )
-    difference = Sized.of(lambda units: difference_text(gib_in(row.difference_gib, units)))
+    difference = Sized.of(
+        lambda units: f"{difference_text(gib_in(row.difference_gib, units))} {units.giga}"
+    )
     return (
         Cell(text=row.published.model),
         Cell(text=row.published.optimizer),
         Cell(text=published.binary, decimal=published.decimal, number=True),
-        gib_cell(row.allocated_bytes),
+        bytes_cell(row.allocated_bytes),
         Cell(text=difference.binary, decimal=difference.decimal, number=True),
         Cell(text=f"{difference_text(row.difference_percent, 1)} %", number=True),
         Cell(text=origin_text(row.record)),

@@ -8,7 +8,7 @@ from ..arithmetic.visibility import Sight, sights
 from ..reasons import hidden_most, other_parts
 from ..units import NOTHING, Sized, Words
 from ..words import phase_name
-from .table import Cell, Table, filled, gib_cell
+from .table import Cell, Table, bytes_cell, columns_of, filled
 from .verdict import headline_groups
 
 
@@ -35,20 +35,20 @@ def _table(name: str, group: Sequence[Sight]) -> Table:
     is_read = all(sight.driver_is_read for sight in group if sight.driver is not None)
     columns = (
         ("optimizer", _name),
-        ("state, GiB", lambda sight: gib_cell(sight.state)),
-        ("state as allocated, GiB", lambda sight: gib_cell(sight.state_allocated)),
-        ("peak allocated, GiB", lambda sight: gib_cell(sight.allocated, sight.allocated_upper)),
+        ("state", lambda sight: bytes_cell(sight.state)),
+        ("state as allocated", lambda sight: bytes_cell(sight.state_allocated)),
+        ("peak allocated", lambda sight: bytes_cell(sight.allocated, sight.allocated_upper)),
         ("in", lambda sight: Cell(text=phase_name(sight.phase) or NOTHING)),
-        ("peak reserved, GiB", lambda sight: gib_cell(sight.reserved, sight.reserved_upper)),
+        ("peak reserved", lambda sight: bytes_cell(sight.reserved, sight.reserved_upper)),
         (
-            "driver, GiB" if is_read else "driver, estimated, GiB",
-            lambda sight: gib_cell(sight.driver, sight.driver_upper),
+            "driver" if is_read else "driver, estimated",
+            lambda sight: bytes_cell(sight.driver, sight.driver_upper),
         ),
-        ("state saved, GiB", lambda sight: gib_cell(sight.state_saved)),
-        ("peak lower by, GiB", lambda sight: gib_cell(sight.allocated_saved)),
-        ("reserved lower by, GiB", lambda sight: gib_cell(sight.reserved_saved)),
+        ("state saved", lambda sight: bytes_cell(sight.state_saved)),
+        ("peak lower by", lambda sight: bytes_cell(sight.allocated_saved)),
+        ("reserved lower by", lambda sight: bytes_cell(sight.reserved_saved)),
         ("other differences of the peak", _others),
-        ("foreach adds, GiB", lambda sight: gib_cell(sight.foreach_adds)),
+        ("foreach adds", lambda sight: bytes_cell(sight.foreach_adds)),
     )
     table = filled(columns, group)
     kept = [
@@ -56,12 +56,7 @@ def _table(name: str, group: Sequence[Sight]) -> Table:
         for place in range(len(columns))
         if any(row[place].text != NOTHING for row in table.rows)
     ]
-    return replace(
-        table,
-        title=f"Counters side by side: {name}",
-        head=tuple(table.head[place] for place in kept),
-        rows=tuple(tuple(row[place] for place in kept) for row in table.rows),
-    )
+    return replace(columns_of(table, kept), title=f"Counters side by side: {name}")
 
 
 def _name(sight: Sight) -> Cell:

@@ -17,7 +17,6 @@ from ..units import (
     around_text,
     bytes_text,
     factor_text,
-    gib_text,
     per_parameter_text,
     percent_text,
     seconds_text,
@@ -75,14 +74,14 @@ def terminal_table(findings: Findings, group: Sequence[Entry], width: int) -> Ta
     wide, roomy = width >= WIDE, width >= ROOMY
     columns = [
         _optimizer(wide, lambda entry: entry.origin),
-        ("state GiB", _state_gib),
+        ("state", _state),
         ("B/param", _per_parameter),
     ]
     if findings.has_savings:
         columns.append((f"vs {shortened(findings.baseline, 16)}", _factors(findings)))
         columns += [("saved", _shares(findings))] if wide else []
     if any(entry.ran_out or entry.peak_bytes is not None for entry in group):
-        columns += [("peak GiB", _peak_gib), ("in", lambda entry: Cell(text=_phase(entry)))]
+        columns += [("peak", _peak), ("in", lambda entry: Cell(text=_phase(entry)))]
     gpu = next(
         (entry.estimate.gpu for entry in group if entry.estimate and not entry.ran_out), None
     )
@@ -150,8 +149,8 @@ def _text(text: str | None) -> Cell:
     return Cell(text=text or NOTHING, number=True)
 
 
-def _state_gib(entry: Entry) -> Cell:
-    return _text(None if entry.state_bytes is None else gib_text(entry.state_bytes))
+def _state(entry: Entry) -> Cell:
+    return _text(None if entry.state_bytes is None else bytes_text(entry.state_bytes))
 
 
 def _per_parameter(entry: Entry) -> Cell:
@@ -179,12 +178,12 @@ def _shares(findings: Findings) -> Callable[[Entry], Cell]:
     return share
 
 
-def _peak_gib(entry: Entry) -> Cell:
+def _peak(entry: Entry) -> Cell:
     if entry.ran_out:
         return unfit_cell(entry)
     if entry.memory is None or entry.peak_bytes is None:
         return _text(None)
-    return _text(gib_text(entry.peak_bytes, upper=entry.peak_upper))
+    return _text(bytes_text(entry.peak_bytes, upper=entry.peak_upper))
 
 
 def _phase(entry: Entry) -> str:

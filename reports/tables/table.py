@@ -1,7 +1,7 @@
 """Table: cells of text in rows, cards and facts, for every medium."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from optprof.profiler.records.record import Record
@@ -14,15 +14,15 @@ from ..units import (
     BINARY,
     DECIMAL,
     NOTHING,
-    Units,
     Words,
     bytes_text,
     exact_text,
-    gib_text,
     seconds_text,
 )
 
 Row = TypeVar("Row")
+# Words at the top of a page say these if they are the same for the whole run.
+SAID_ABOVE = ("model", "dtype", "implementation", "origin", "parts", "on GPU")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,25 @@ def filled(columns: Sequence[tuple[str, Callable[[Row], Cell]]], rows: Iterable[
     )
 
 
+def varied(table: Table) -> Table:
+    """The table without the columns that say in every row the same as the top of the page."""
+    kept = [
+        place
+        for place, name in enumerate(table.head)
+        if name not in SAID_ABOVE or len({row[place].text for row in table.rows}) != 1
+    ]
+    return columns_of(table, kept)
+
+
+def columns_of(table: Table, places: Sequence[int]) -> Table:
+    """The table with the columns at these places alone."""
+    return replace(
+        table,
+        head=tuple(table.head[place] for place in places),
+        rows=tuple(tuple(row[place] for place in places) for row in table.rows),
+    )
+
+
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> Table:
     """A table of cells and bare texts; a text that begins with a digit is a number."""
     cells = [
@@ -133,26 +152,14 @@ def unfit_cell(entry: Entry) -> Cell:
     )
 
 
-def gib_cell(count: int | None, upper: int | None = None) -> Cell:
-    """Bytes as GiB, for a column whose head names the unit; with `upper` a range."""
-    return _size_cell(gib_text, count, upper)
-
-
 def bytes_cell(count: int | None, upper: int | None = None) -> Cell:
-    """Bytes in the unit that suits them; with `upper` a range."""
-    return _size_cell(bytes_text, count, upper)
-
-
-def _size_cell(
-    write: Callable[[int, Units, int | None], str], count: int | None, upper: int | None
-) -> Cell:
-    """Bytes as `write` writes them, sorted by the lower end of a range."""
+    """Bytes in the unit that suits them; with `upper` a range, sorted by its lower end."""
     if count is None:
         return Cell(text=NOTHING, number=True)
     return Cell(
-        text=write(count, BINARY, upper),
+        text=bytes_text(count, BINARY, upper),
         exact=exact_text(count, upper),
-        decimal=write(count, DECIMAL, upper),
+        decimal=bytes_text(count, DECIMAL, upper),
         number=True,
         value=count,
     )

@@ -16,7 +16,6 @@ from ..units import (
     Units,
     bytes_text,
     factor_text,
-    gib_text,
     per_parameter_text,
     percent_text,
     seconds_text,
@@ -136,8 +135,8 @@ def _peak_falls(findings: Findings, entry: Entry, units: Units) -> str:
         return ""
     without = "" if entry.peak_upper is None else ", both with cuDNN's smallest workspaces"
     return (
-        f"; the peak of a training step falls from {gib_text(before, units)} to"
-        f" {gib_text(after, units)} {units.giga}{without}"
+        f"; the peak of a training step falls from {bytes_text(before, units)} to"
+        f" {bytes_text(after, units)}{without}"
     )
 
 
@@ -207,8 +206,5 @@ def _estimate_cell(entry: Entry) -> Cell | None:
         return None
     return Cell(
         text=seconds_text(estimate.seconds),
-        remark=(
-            f"estimated, {entry.scenario.implementation}; no step takes less than"
-            f" {seconds_text(estimate.floor_seconds)}"
-        ),
+        remark=(f"estimated, at least {seconds_text(estimate.floor_seconds)}"),
     )

@@ -8,7 +8,7 @@ from ..arithmetic.entries import Entry
 from ..arithmetic.findings import Findings
 from ..units import seconds_text
 from ..words import DEVICES, conditions, phase_name
-from .table import Cell, Table, bytes_cell, gib_cell
+from .table import Cell, Table, bytes_cell
 from .verdict import headline_groups
 
 Seen = tuple[Entry, Record, Watched]
@@ -55,25 +55,25 @@ def _phases(seen: Sequence[Seen]) -> Table:
             *_named(entry, record),
             Cell(text=phase_name(phase)),
             *(
-                gib_cell(levels[counter].end if counter in levels else None)
+                bytes_cell(levels[counter].end if counter in levels else None)
                 for counter in counters[:1]
             ),
             *(
-                gib_cell(levels[counter].peak if counter in levels else None)
+                bytes_cell(levels[counter].peak if counter in levels else None)
                 for counter in counters
             ),
         )
         for entry, record, watched in seen
         for phase, levels in watched.memory.items()
     ]
-    ends = [f"{counter} at its end, GiB" for counter in counters[:1]]
+    ends = [f"{counter} at its end" for counter in counters[:1]]
     return Table(
         head=(
             "optimizer",
             "run",
             "phase",
             *ends,
-            *(f"most {counter}, GiB" for counter in counters),
+            *(f"most {counter}" for counter in counters),
         ),
         rows=tuple(rows),
     )

@@ -1,6 +1,7 @@
 // Graphs: drawn by plotly from the page's JSON, in the reader's theme, units and axes.
 const graphs = JSON.parse(document.getElementById("graphs").textContent);
 const UNITS = { binary: 2 ** 30, decimal: 1e9 };
+const SIZES = { binary: [1024, ["KiB", "MiB", "GiB"]], decimal: [1000, ["kB", "MB", "GB"]] };
 
 // What the JSON leaves open: colours by name, exact bytes, texts by number, and what is written in either unit.
 function filledIn(node, units, colours) {
@@ -8,9 +9,20 @@ function filledIn(node, units, colours) {
   if (Array.isArray(node)) return node.map((each) => filledIn(each, units, colours));
   if (node === null || typeof node !== "object") return node;
   if ("bytes" in node) return node.bytes.map((count) => count / UNITS[units]);
-  if ("binary" in node) return node[units];
+  // A copy: plotly writes into the ranges that it is given.
+  if ("binary" in node) return filledIn(node[units], units, colours);
   if ("picked" in node) return node.picked.map((number) => node.texts[number]);
   return Object.fromEntries(Object.entries(node).map(([name, value]) => [name, filledIn(value, units, colours)]));
+}
+
+// A size under the pointer, as `bytes_text` of reports/units.py writes it: three digits, or four in GiB.
+function sizeText(count, units) {
+  const [base, names] = SIZES[units];
+  const power = [3, 2, 1].find((each) => count >= base ** each);
+  if (!power) return `${count} B`;
+  const value = count / base ** power;
+  const digits = Math.max((power === 3 ? 4 : 3) - String(Math.floor(value)).length, 0);
+  return `${value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits })} ${names[power - 1]}`;
 }
 
 function drawn(element) {
@@ -22,15 +34,17 @@ function drawn(element) {
   const units = chosen("units");
   const { traces, layout } = filledIn({ traces: graph.traces, layout: graph.layout }, units, colours);
   traces.forEach((trace, number) => {
-    trace.visible = !hidden.has(graph.traces[number].label);
+    const { label, y } = graph.traces[number];
+    trace.visible = !hidden.has(label);
+    trace.text ??= y?.bytes?.map((count) => sizeText(count, units));
   });
   // An icicle has no axes.
   for (const axis of [layout.xaxis, layout.yaxis].filter(Boolean)) {
     if (axes === "linear") Object.assign(axis, axis.linear);
     delete axis.linear;
   }
-  // What the reader zoomed into stays, until units or axes change.
-  layout.uirevision = `${units} ${axes}`;
+  // What the reader zoomed into stays, until units or axes change or the zoom is reset.
+  layout.uirevision = `${units} ${axes} ${element.dataset.resets}`;
   return { traces, layout: framed(graph, layout, element.clientWidth, (name) => colours.getPropertyValue(`--${name}`).trim()) };
 }
 
@@ -43,7 +57,7 @@ function framed(graph, layout, width, colour) {
     yaxis: { ...axis, ...layout.yaxis, title: { standoff: 12, ...layout.yaxis.title } },
     annotations: [...names, ...stepNames(graph, colour)],
     shapes: [...columnLines(graph, colour), ...phaseShades(graph, colour)],
-    margin: { l: 56, r: 16, t: names.length ? 84 : 12, b: graph.bands.length ? 44 : 52 },
+    margin: { l: 56, r: names.length ? 44 : 16, t: names.length ? 24 + 5.4 * Math.max(...names.map(({ text }) => text.length)) : 12, b: graph.bands.length ? 44 : 52 },
   };
   return {
     ...layout,
@@ -68,12 +82,12 @@ function columnNames(graph, layout, width, colour) {
   return places
     .sort((one, other) => one[0] - other[0])
     .filter(([place]) => {
-      const room = !span || ((place - last) / span) * (width - 90) > 17;
+      const room = !span || ((place - last) / span) * (width - 90) > 20;
       if (room) last = place;
       return room;
     })
     .map(([x, text]) => ({
-      x, text, y: 1, yref: "paper", textangle: -35, xanchor: "left", yanchor: "bottom", showarrow: false,
+      x, text, y: 1, yref: "paper", textangle: -50, xanchor: "left", yanchor: "bottom", showarrow: false,
       font: { size: 12, color: colour("muted") },
     }));
 }
@@ -139,9 +153,8 @@ function showReset(element) {
 }
 
 function resetZoom(element) {
-  const { layout } = drawn(element);
-  const ranges = ["xaxis", "yaxis"].map((name) => [`${name}.range`, [...layout[name].range]]);
-  Plotly.relayout(element, Object.fromEntries(ranges));
+  element.dataset.resets = Number(element.dataset.resets ?? 0) + 1;
+  draw(element);
 }
 
 const elements = [...document.querySelectorAll(".graph")];

@@ -29,9 +29,12 @@ async function saveFigure(name, form) {
 }
 
 function saveTable(button) {
-  const name = button.closest("section").querySelector("h2")?.id || "table";
+  let section = button.closest("section");
+  const name = section.querySelector("h2, h3[id]")?.id || "table";
   const box = button.closest(".tools").previousElementSibling;
-  const table = box?.matches(".scroll") ? box.querySelector("table") : button.closest("section").querySelector("table");
+  // Two graphs of the same numbers have one table, below the first.
+  while (!section.querySelector("table")) section = section.previousElementSibling;
+  const table = box?.matches(".scroll") ? box.querySelector("table") : section.querySelector("table");
   save(csvOfTable(table), `${name}.csv`, "text/csv");
 }
 

@@ -80,7 +80,7 @@ function csvOfTable(table) {
   const body = [...table.tBodies[0].rows].map((row) => [...row.cells]);
   const heads = [...table.tHead.rows[0].cells].map((head, column) => {
     const isBytes = body.some((row) => "value" in row[column].dataset);
-    return isBytes ? `${head.textContent.trim().replace(/, Gi?B$/, "")}, bytes` : head.textContent.trim();
+    return isBytes ? `${head.textContent.trim()}, bytes` : head.textContent.trim();
   });
   return csvLines([heads, ...body.map((row) => row.map((cell) => cell.dataset.value ?? cell.textContent.trim().replace(/\s+/g, " ")))]);
 }

@@ -252,7 +252,7 @@ def test_a_users_class_is_imported_from_pythons_path() -> None:
         ("sm3:params=3", ["'params'"]),
         ("sm3:momentum", ["option 'momentum' of sm3 has no value; write sm3:momentum=VALUE"]),
         ("sgd-sai:momentum", ["option 'momentum' of sgd-sai has no value"]),
-        ("quantum", ["no optimizer is named 'quantum'; there is"]),
+        ("quantum", ["no optimizer is named 'quantum'; there are"]),
         ("adamw:lr=fast", ["adamw does not take lr='fast'"]),
         ("adamw:foreach=true", ["implementation 'loop'", "foreach"]),
         ("mine:Mine", ["mine:Mine needs lr", "mine:Mine:lr="]),

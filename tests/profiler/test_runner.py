@@ -122,6 +122,11 @@ class Floods(torch.optim.SGD):
         os.write(1, b"last words")
         super().step(closure)
 
+class Knows(torch.optim.SGD):
+    def step(self, closure=None):
+        print("transformers.models.gpt2.modeling_gpt2" in sys.modules)
+        super().step(closure)
+
 def doubles():
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(7)
@@ -221,14 +226,15 @@ def own(tmp_path_factory: pytest.TempPathFactory):
 def worker(own: Path):
     """Return one worker for all tests that do not end the zygote.
 
-    It starts with settings for the allocator in the environment, and with SIGCHLD ignored.
+    It starts with settings for the allocator in the environment, and with SIGCHLD ignored. One of
+    its models is a GPT-2; the other names are none.
     """
     del own
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
             patch.setenv(name, "expandable_segments:True")
         before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        worker = Worker()
+        worker = Worker(["no\0model", "none", "owned:model", "tiny"])
         signal.signal(signal.SIGCHLD, before)
     with worker:
         yield worker
@@ -344,6 +350,14 @@ def test_a_child_does_not_get_the_allocator_s_settings_of_the_environment(
     store = RunStore.create(tmp_path / "run")
     (record,) = run([scenario("Asks")], store, quietly, worker=worker)
     assert (store.folder / str(record.log)).read_text().startswith("[]\n")
+
+
+def test_the_code_of_the_run_s_models_is_loaded_before_the_first_job(
+    tmp_path: Path, worker: Worker
+):
+    store = RunStore.create(tmp_path / "run")
+    (record,) = run([scenario("Knows", device="sim")], store, quietly, worker=worker)
+    assert (store.folder / str(record.log)).read_text().startswith("True\n")
 
 
 def test_a_requested_snapshot_is_written(tmp_path: Path, worker: Worker):
@@ -614,8 +628,8 @@ def test_the_beginning_and_the_end_of_a_flood_of_output_are_kept(tmp_path: Path,
     log = (store.folder / str(record.log)).read_bytes()
     assert log.startswith(b"first wordsxxx")
     assert log.endswith(b"xxxlast words")
-    # Two steps, of 32 MiB and 21 letters each.
-    left_out = 2 * ((32 << 20) + 21) - HEAD - TAIL
+    # Four steps, two of them for the estimate, of 32 MiB and 21 letters each.
+    left_out = 4 * ((32 << 20) + 21) - HEAD - TAIL
     assert log.count(b"\n[optprof: %d bytes are left out here]\n" % left_out) == 1
     assert len(log) < HEAD + TAIL + 100
 

@@ -29,6 +29,20 @@ def test_a_forecast_adds_the_limits_of_measurements_and_leaves_out_training_runs
     assert "3 scenarios, about 55 s, and 1 training run of unknown length" in output.getvalue()
 
 
+def test_a_forecast_names_optimizers_as_a_report_does():
+    scenarios = [
+        Scenario(model="tiny", options={"lr": 0.001, "amsgrad": False}, amp=amp)
+        for amp in (None, "bf16")
+    ]
+    output = StringIO()
+    print_forecasts(forecast(scenarios, simulate, lambda *_: None), output, width=80)
+    rows = [line.split() for line in output.getvalue().splitlines()[1:3]]
+    assert [row[:5] for row in rows] == [
+        ["tiny", "adamw", "simulated", "CUDA", "\N{EN DASH}"],
+        ["tiny", "adamw", "simulated", "CUDA", "bf16"],
+    ]
+
+
 def test_the_simulation_of_a_measured_scenario_keeps_its_allocator_settings():
     scenario = Scenario(
         model="tiny", device="cuda", gpu="a100-80", alloc_conf="expandable_segments:True", steps=100

@@ -250,7 +250,7 @@ def test_a_peak_is_compared_with_the_baseline_that_runs_its_step_the_same_way(si
         memory=replace(simulated("adamw").memory, peak_allocated=16 * 2**30),
     )
     text = verdict(Findings.of([simulated("adamw"), low, simulated("sm3", **loop)]))
-    assert "falls from 16.000 to 0.0000112 GiB" in text
+    assert "falls from 16.00 GiB to 11.7 KiB" in text
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_a_peak_is_compared_with_the_baseline_that_runs_its_step_the_same_way(si
         ("bf16", {"bfloat16": 2, "complex64": 8}, "bf16+complex64"),
         ("bf16", {"bfloat16": 2}, "bf16"),
         ("bf16", {}, "bf16"),
-        (None, {}, "own"),
+        (None, {}, "own dtype"),
     ],
 )
 def test_a_model_s_dtypes_are_those_that_a_record_counted(
@@ -364,7 +364,7 @@ def test_a_peak_measured_on_cuda_has_the_parts_of_its_simulation_and_their_devia
     )
     assert (
         peak_text(peak)
-        == "measured 1.000 GiB in step · 0.00195 reserved · parts simulated: 0.0000186 in all,"
+        == "measured 1.000 GiB in step · 2.00 MiB reserved · parts simulated: 19.5 KiB in all,"
         " 1,024 MiB less"
     )
 

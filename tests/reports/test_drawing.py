@@ -103,7 +103,7 @@ def test_every_picture_is_written_as_vectors_too(drawings):
 
 
 def test_pictures_have_exact_figures(drawings):
-    assert "saves 0.00000744 GiB" in drawings["savings"].svg
+    assert "saves 7.80 KiB" in drawings["savings"].svg
     assert "99.9 %" in drawings["savings"].svg
     assert "in step" in drawings["peak"].svg
     assert "estimated from 25.0 %" in drawings["step-time"].svg
@@ -209,7 +209,7 @@ def test_a_paper_s_picture_is_a_column_wide_and_a_slide_s_is_as_wide_as_a_screen
 
 def test_another_style_or_figure_is_one_clear_line(simulated, tmp_path):
     RunStore.create(tmp_path).append(simulated("adamw"))
-    with pytest.raises(ValueError, match="no style is named 'poster'; there is paper and slides"):
+    with pytest.raises(ValueError, match="no style is named 'poster'; there are paper and slides"):
         write_report(tmp_path, style="poster")
     with pytest.raises(ValueError, match="no figure is named 'sgd-sai-5'; there is sgd-sai-4"):
         write_figure(tmp_path, "sgd-sai-5")

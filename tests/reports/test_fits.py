@@ -53,18 +53,18 @@ FITS = [
 
 def test_a_cell_has_the_bytes_left_or_short_and_the_largest_batch():
     assert [short_text(fit) for fit in FITS] == [
-        "✗ 6.000, 5",
-        "✓ 2.000, 1,024",
+        "✗ 6.000 GiB, 5",
+        "✓ 2.000 GiB, 1,024",
         "✗ v100-16 has no hardware for bf16",
-        "≈ 0, 8",
+        "≈ 0 B, 8",
     ]
 
 
 def test_a_batch_at_which_the_search_ended_is_shown_as_a_lower_bound():
     ended = replace(FITS[1], largest_batch=1 << 20, failing_batch=None)
-    assert short_text(ended) == "✓ 2.000, ≥ 1,048,576"
+    assert short_text(ended) == "✓ 2.000 GiB, ≥ 1,048,576"
     settled = replace(FITS[1], largest_batch=(1 << 20) - 1, failing_batch=1 << 20)
-    assert short_text(settled) == "✓ 2.000, 1,048,575"
+    assert short_text(settled) == "✓ 2.000 GiB, 1,048,575"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_batch_at_which_the_search_ended_is_shown_as_a_lower_bound():
         ({"batch_size": 2, "micro_batches": 4}, "batch 2, accumulated 4 times"),
         (
             {"optimizer": "sm3", "options": {}, "implementation": "foreach", "dtype": "bf16"},
-            "sm3 for adamw + bf16 weights",
+            "sm3 instead of adamw + bf16 weights",
         ),
     ],
 )
@@ -100,13 +100,13 @@ def test_the_tables_have_a_row_per_gpu_and_a_row_per_answer():
         "adamw",
         "t4",
         "no",
-        "20.000",
-        "14.000",
+        "20.00 GiB",
+        "14.00 GiB",
         NOTHING,
         "5",
         "checkpointing + bf16 weights (leaves 1.000 GiB)",
     ]
-    assert rows[1][2:] == ["yes", "12.000", "14.000", "2.000", "1,024", NOTHING]
+    assert rows[1][2:] == ["yes", "12.00 GiB", "14.00 GiB", "2.000 GiB", "1,024", NOTHING]
 
 
 def test_the_page_loads_no_other_file_and_escapes_its_text(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from optprof.cli.app import app
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore
+from optprof.reports.comparison.comparing import Comparing
 from optprof.reports.comparison.history import History, read_history
 from optprof.reports.comparison.history_document import curve, print_history, write_json
 
@@ -164,12 +166,32 @@ def test_an_anonymous_history_names_no_run_and_no_commit(simulated, tmp_path):
     assert "a" * 12 not in shown
 
 
+def test_anonymous_histories_and_comparisons_name_no_damaged_run(simulated, tmp_path):
+    write(tmp_path, {"one": [simulated()], "hidden": [simulated()], "veiled": []})
+    with (tmp_path / "hidden" / "records.jsonl").open("a") as file:
+        file.write("{}\n")
+    (tmp_path / "veiled" / "records.jsonl").unlink()
+    (tmp_path / "veiled" / "records.jsonl").symlink_to("/etc/passwd")
+    history = read_history([tmp_path], "state", anonymous=True)
+    comparing = Comparing.of(tmp_path, tmp_path / "one", ["state>0"], anonymous=True)
+    for damage in (history.damage, comparing.compared.damage, comparing.unjudged):
+        assert len(damage) == 2
+        assert not re.search("hidden|veiled", " ".join(damage))
+
+
+def test_a_run_that_is_named_twice_counts_once(simulated, tmp_path):
+    write(tmp_path, {"one": [simulated()]})
+    (tmp_path / "latest").symlink_to("one")
+    folders = [tmp_path, tmp_path / "one", tmp_path / "latest"]
+    assert len(read_history(folders, "state").runs) == 1
+
+
 def test_damage_of_a_run_is_named_and_the_others_are_shown(simulated, tmp_path):
     write(tmp_path, {"one": [simulated()], "two": [simulated()], "three": []})
     (tmp_path / "two" / "records.jsonl").write_text("{}\n")
     history = read_history([tmp_path], "state")
     assert [run.name for run in history.runs] == ["one"]
-    assert [each.split(":")[0] for each in history.damage] == ["two"]
+    assert [each.split(",")[0] for each in history.damage] == ["two/records.jsonl"]
 
 
 def command(*arguments: object) -> tuple[int, str, str]:
@@ -204,3 +226,8 @@ def test_a_request_that_cannot_be_met_is_one_clear_line(simulated, tmp_path, arg
     status, _, errors = command(tmp_path, *arguments)
     assert status == 2
     assert message in errors
+
+
+def test_without_a_folder_of_runs_the_usual_one_is_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert command()[2].startswith("optprof: no run in runs; name the folder of a run")

@@ -15,7 +15,7 @@ from optprof.reports.arithmetic.peaks import peak_parts
 from optprof.reports.pictures import pictures
 from optprof.reports.pictures.drawing import STYLES, draw
 from optprof.reports.pictures.timelines import stairs
-from optprof.reports.tables.overview import GROUP_HEAD, group_rows
+from optprof.reports.tables.overview import GROUP_HEAD, group_rows, group_table
 from optprof.reports.units import NOTHING
 
 GIB = 2**30
@@ -94,7 +94,7 @@ def test_after_running_out_of_memory_the_blocks_at_the_peak_are_shown(
         store.append(record)
         store.write_timeline(record.scenario, timeline)
     page = write_report(store.folder).read_text(encoding="utf-8")
-    assert "lamb16: out of memory: 6.000 GiB in backward · 7.000 reserved" in page
+    assert "lamb16: out of memory: 6.000 GiB in backward · 7.000 GiB reserved" in page
     assert "The peak by module and operation: huge" in page
     assert "Memory along the training step: huge" in page
 
@@ -112,8 +112,8 @@ def test_a_curve_has_steps_where_they_are_wide_enough_to_see():
 def test_the_report_shows_the_timeline_and_the_blocks_at_the_peak(run):
     page = write_report(run.folder).read_text(encoding="utf-8")
     assert re.search(r"<h2 id=[^>]*>Memory along the training step", page)
-    assert re.search(r"<h2 id=[^>]*>The peak by module and operation", page)
-    assert "adamw: 6.000 GiB in backward · 7.000 reserved" in page
+    assert re.search(r"<h[23] id=[^>]*>The peak by module and operation", page)
+    assert "6.000 GiB in backward · 7.000 GiB reserved" in page
     assert (
         "adamw has the highest peak: 6.000 GiB in backward of training step 1. There 1.000 GiB"
         " (14.3 %) of the reserved memory are not in use." in page
@@ -122,7 +122,7 @@ def test_the_report_shows_the_timeline_and_the_blocks_at_the_peak(run):
         "h.3.mlp.c_fc",
         "aten::addmm",
         "model.py:12",
-        'title="3,221,225,472 bytes"',
+        'title="3,221,225,472 bytes, 50.0 % of the peak"',
     ):
         assert words in page
     assert "<b>wte" not in page
@@ -133,7 +133,7 @@ def test_an_older_timeline_shows_its_largest_blocks(run, timeline, simulated):
     older = replace(timeline, groups=(), sources=(), events=(), layers=())
     run.write_timeline(simulated("adamw").scenario, older)
     page = write_report(run.folder).read_text(encoding="utf-8")
-    assert re.search(r"<h2 id=[^>]*>The largest blocks at the peak", page)
+    assert re.search(r"<h3 id=[^>]*>The largest blocks at the peak", page)
     assert "backward, training step 1" in page
     assert "The peak by module and operation" not in page
 
@@ -163,6 +163,27 @@ def test_groups_add_up_to_the_last_row_which_is_the_peak(timeline, simulated):
     for column in (6, 7):
         assert sum(row[column].value or 0 for row in rows) == peak[column].value
     assert {len(row) for row in [*rows, peak]} == {len(GROUP_HEAD)}
+
+
+def test_the_groups_of_all_optimizers_are_one_table(timeline, simulated):
+    own = timeline.groups[-1]
+    other = replace(timeline, groups=(*timeline.groups[:-1], replace(own, blocks=3)))
+    courses = [
+        Course(label=label, record=simulated(label), timeline=each)
+        for label, each in (("adamw", timeline), ("sm3", other))
+    ]
+    table = group_table(courses)
+    assert table.head[-2:] == ("adamw", "sm3")
+    sizes = [[cell.text for cell in row[-2:]] for row in table.rows]
+    assert sizes == [
+        ["1.000 GiB", "1.000 GiB"],
+        ["2.000 GiB", "2.000 GiB"],
+        ["512 B", NOTHING],
+        [NOTHING, "512 B"],
+        ["3.000 GiB", "3.000 GiB"],
+        ["6.000 GiB", "6.000 GiB"],
+    ]
+    assert table.rows[0][-1].exact == "1,073,741,824 bytes, 16.7 % of the peak"
 
 
 def test_the_parts_of_a_peak_are_inside_each_other(timeline):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -217,7 +218,7 @@ def test_a_trace_without_iterations_and_phases_says_so(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"", "Input data was truncated"),
-        (gzip.compress(b'{"traceEvents": []}')[:-9], "is damaged"),
+        (gzip.compress(b'{"traceEvents": []}', mtime=0)[:-9], "is damaged"),
         (b'{"traceEvents": [', "Input data was truncated"),
         (b"[]", "Expected `object`, got `array`"),
         (b'{"traceEvents": [{"name": 3}]}', "Expected `str`, got `int`"),
@@ -263,7 +264,7 @@ def run(tmp_path: Path, timed: Callable[..., Record]) -> Path:
         store.append(record)
         folder = store.folder / "tensorboard" / file_name(record.scenario)
         folder.mkdir(parents=True)
-        data = gzip.compress(json.dumps({"traceEvents": ON_GPU}).encode())
+        data = gzip.compress(json.dumps({"traceEvents": ON_GPU}).encode(), mtime=0)
         whole = data if optimizer == "adamw" else data[:-20]
         (folder / f"{optimizer}.1.pt.trace.json.gz").write_bytes(whole)
     store.close()
@@ -300,6 +301,27 @@ def test_no_trace_and_no_link_is_read(run: Path, tmp_path: Path) -> None:
         path.unlink() if path.is_symlink() else path.rename(tmp_path / path.name)
     with pytest.raises(ValueError, match="has no traces; record them with"):
         read_traces(run)
+
+
+def test_a_user_s_own_trace_may_be_a_link_but_no_pipe(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps({"traceEvents": ON_GPU}))
+    (tmp_path / "latest.json").symlink_to("one.json")
+    found = read_traces(tmp_path / "latest.json")
+    assert [trace.label for trace in found.traces] == ["latest"]
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ValueError, match=r"pipe\.json is not a regular file"):
+        read_traces(tmp_path / "pipe.json")
+    with pytest.raises(FileNotFoundError, match="neither a run nor a file of torch"):
+        read_traces(tmp_path / "missing.json")
+
+
+def test_memory_of_an_unknown_device_has_a_name(tmp_path: Path) -> None:
+    events = json.loads(json.dumps(ON_GPU))
+    first = next(each for each in events if each["name"] == "[memory]")
+    first["args"]["Device Type"] = [0]
+    (tmp_path / "one.json").write_text(json.dumps({"traceEvents": events}))
+    (trace,) = read_traces(tmp_path / "one.json").traces
+    assert "device type [0]" in {curve.device.rpartition(" ")[0] for curve in trace.memory}
 
 
 def test_the_command_draws_a_run_or_a_file_and_refuses_others(

@@ -26,7 +26,9 @@ def test_gib_keep_the_digits_that_distinguish_small_states(count, text):
 @pytest.mark.parametrize(
     ("count", "text"),
     [
-        (12_460_892_320, "11.605 GiB"),
+        (12_460_892_320, "11.61 GiB"),
+        (564_430_000_000, "525.7 GiB"),
+        (3 * 2**30 + 1, "3.000 GiB"),
         (9_115_648, "8.69 MiB"),
         (97 * 2**20, "97.0 MiB"),
         (237 * 2**20, "237 MiB"),

@@ -58,7 +58,7 @@ def test_the_advice_for_a_watched_loop_is_to_watch_the_baseline_too(simulated):
     text = missing_text(Findings.of([watched]))
     assert text == "Nothing to compare sm3 with: watch the loop with adamw, too."
     assert not {"steps", "seed"} & dict(provenance([watched])).keys()
-    assert Names.of([watched]).common == "own · 16 tokens · workload train · CPU · foreach"
+    assert Names.of([watched]).common == "own dtype · 16 tokens · workload train · CPU · foreach"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ FOR_PAPER = STYLES["paper"]
 def style_named(name: str) -> Style:
     """Return the style of that name; ValueError for an unknown name."""
     if name not in STYLES:
-        raise ValueError(f"no style is named {name!r}; there is {' and '.join(STYLES)}")
+        raise ValueError(f"no style is named {name!r}; there are {' and '.join(STYLES)}")
     return STYLES[name]
 
 

@@ -8,14 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.path import Path
 
-from optprof.profiler.safety.plain import plain
-
 from ...style import INK, LINE, MUTED, TRACK
 from ...units import gib
 from ...words import phase_name
 from ..picture import SHORT, Areas
-from ..scales import framed, number_text
-from .lettering import width
+from ..scales import framed, number_text, scale_name
+from .lettering import one_line, width
 from .pen import SIDE, Pen, hatched
 
 # Inches of the areas.
@@ -35,7 +33,7 @@ def draw_areas(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
     axes.set_yticks(ticks, list(map(number_text, ticks)))
     axes.tick_params(axis="y", length=0.3 * pen.size)
     axes.grid(axis="y", color=LINE.light, linewidth=0.6)
-    axes.set_ylabel("GiB", size=pen.small, color=MUTED.light)
+    axes.set_ylabel(f"GiB, {scale_name(log=False)}", size=pen.small, color=MUTED.light)
     for band in areas.bands[1::2]:
         look = {"transform": axes.get_xaxis_transform(), "linewidth": 0, "zorder": 0}
         wide = band.right - band.left
@@ -99,5 +97,6 @@ def _name_phases(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
 def _fitting(name: str, inches: float, pen: Pen) -> str:
     """Return a name or its short form, whichever is narrow enough, or nothing."""
     # A tick's text is set anew when it is drawn.
-    names = (plain(name), SHORT.get(name, plain(name)), "")
+    name = one_line(name)
+    names = (name, SHORT.get(name, name), "")
     return next(each for each in names if not each or width(each, pen.small) + 0.05 <= inches)

@@ -13,7 +13,7 @@ from ...style import INK, LINE, MUTED, ON_BLOCK, PAPER, TRACK
 from ...units import Words
 from ..picture import Bar, Bars
 from .lettering import width
-from .pen import Pen, hatched
+from .pen import Pen
 
 # Inches of a bar, and of the space below it.
 BAR, BELOW = 0.16, 0.15
@@ -65,17 +65,16 @@ def _draw_parts(axes: Axes, bar: Bar, y: float, pen: Pen) -> None:
     if bar.outline is not None:
         outline = {"facecolor": TRACK.light, "edgecolor": MUTED.light, "linewidth": 0.7}
         _block(axes, y, 0.7 * BAR, 0, bar.outline, **outline)
-    colours = [pen.colour(part.colour) for part in bar.parts]
-    for part, colour in zip(bar.parts, colours, strict=True):
-        look = {"facecolor": colour, "linewidth": 0} | hatched(colour)
+    for part in bar.parts:
+        look = {"linewidth": 0} | pen.fill(part.colour)
         _block(axes, y, BAR, part.left, part.width, **look)
     size = 0.83 * pen.size
     look = {"size": size, "color": ON_BLOCK, "ha": "center", "va": "center_baseline"}
-    for part, colour in zip(bar.parts, colours, strict=True):
+    for part in bar.parts:
         text = part.text.binary if part.text else ""
         if text and part.width / 100 * pen.width > width(text, size) + 0.07:
             # No line of a hatch crosses a letter.
-            box = {"facecolor": colour, "edgecolor": "none", "pad": 0.6}
+            box = {"facecolor": pen.colour(part.colour), "edgecolor": "none", "pad": 0.6}
             axes.text(part.left + part.width / 2, y, text, bbox=box, **look)
 
 

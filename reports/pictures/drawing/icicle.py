@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-
-from optprof.profiler.safety.plain import plain
+from matplotlib.patches import Rectangle
 
 from ...style import ON_BLOCK, PAPER
 from ..picture import Icicle, Tile
-from .lettering import fitted, width
-from .pen import Pen
+from .lettering import fitted, one_line, width
+from .pen import Pen, hatched
 
 # Inches of a row of tiles, and the share of the width below which a tile has no edge.
 ROW, THIN = 0.17, 0.004
@@ -38,6 +37,11 @@ def draw_icicle(axes: Axes, icicle: Icicle, pen: Pen) -> None:
         linewidths=[0.5 if tile.nbytes >= THIN * whole else 0 for tile in drawn],
     )
     axes.add_collection(blocks, autolim=False)
+    for tile in drawn:
+        # The first row only: lines would cross the names of all modules.
+        if tile.depth == 1 and tile.nbytes >= THIN * whole:
+            look = {"facecolor": pen.colour(tile.colour), **hatched(pen.colour(tile.colour))}
+            axes.add_artist(Rectangle((tile.start, 0), tile.nbytes, 1, **look))
     for tile in tiles:
         _name(axes, tile, tile.nbytes / whole * (pen.width - 0.1), pen)
 
@@ -51,12 +55,15 @@ def _corners(tile: Tile) -> list[tuple[int, int]]:
 def _name(axes: Axes, tile: Tile, inches: float, pen: Pen) -> None:
     """Write the name of a tile, its short name, that name cut in its middle, or nothing."""
     size, room = 0.83 * pen.size, inches - 0.05
-    whole = (plain(name) for name in (tile.name, tile.short))
+    whole = (one_line(name) for name in (tile.name, tile.short))
     name = next((name for name in whole if width(name, size) <= room), "")
     if not name and width(ENOUGH, size) <= room:
         name = fitted(tile.short, size, room)
     if name:
         look = {"size": size, "color": ON_BLOCK, "ha": "center", "va": "center_baseline"}
+        if tile.depth == 1:
+            box = {"facecolor": pen.colour(tile.colour), "edgecolor": "none", "pad": 0.6}
+            look |= {"bbox": box}
         axes.text(tile.start + tile.nbytes / 2, tile.depth - 0.5, name, **look)
 
 

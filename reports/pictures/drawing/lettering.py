@@ -13,11 +13,16 @@ from ...arithmetic.labels import shortened
 FONT = "DejaVu Sans"
 
 
+def one_line(text: str) -> str:
+    """Return text from elsewhere as it is drawn: on one line, without unprintable characters."""
+    return " ".join(plain(text).split())
+
+
 @lru_cache(maxsize=8192)
 def width(text: str, size: float, *, bold: bool = False) -> float:
     """Return the width of a line of text in inches; `size` is in points."""
     font = FontProperties(family=FONT, size=size, weight="bold" if bold else "normal")
-    return text_to_path.get_text_width_height_descent(plain(text), font, ismath=False)[0] / 72
+    return text_to_path.get_text_width_height_descent(one_line(text), font, ismath=False)[0] / 72
 
 
 def fitted(text: str, size: float, inches: float, *, bold: bool = False) -> str:

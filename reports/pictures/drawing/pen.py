@@ -11,7 +11,17 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Transform, offset_copy
 
 from ...arithmetic.labels import shortened
-from ...style import HATCHES, INK, MUTED, PAPER, TRACK, Mark, hatch_colour
+from ...style import (
+    BAR_HATCH_DEPTH,
+    HATCHES,
+    INK,
+    MUTED,
+    PAPER,
+    TRACK,
+    Mark,
+    hatch_colour,
+    mark_hatch,
+)
 from ..picture import Areas, Bar, Bars, Icicle, Key, Panel, Picture, Plot
 from .lettering import fitted, width, wrapped
 
@@ -56,6 +66,14 @@ class Pen:
     def colour(self, name: str) -> str:
         """Return a picture's colour on white paper."""
         return self._colours[name].light if name in self._colours else name
+
+    def fill(self, name: str) -> dict[str, Any]:
+        """Return matplotlib's arguments for a block of a picture's colour, with its hatch."""
+        colour, hatch = self.colour(name), mark_hatch(name, self.picture.marks)
+        if not hatch:
+            return {"facecolor": colour} | hatched(colour)
+        lines = hatch_colour(colour, PAPER.light, BAR_HATCH_DEPTH)
+        return {"facecolor": colour, "hatch": 4 * hatch, "edgecolor": lines, "linewidth": 0}
 
     def mark(self, mark: Mark, origin: str, size: float) -> dict[str, Any]:
         """Return matplotlib's arguments for a mark, filled if it was measured."""

@@ -7,9 +7,14 @@ import sys
 def main() -> None:
     """Run the command that the arguments name."""
     _leave_current_folder_out()
-    from .app import main
+    try:
+        from .app import main
 
-    main()
+        main()
+    except KeyboardInterrupt:
+        # Modules take a third of a second to load, before any command can catch this.
+        print("optprof: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _leave_current_folder_out() -> None:

@@ -6,7 +6,7 @@ import platform
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
 from importlib.metadata import PackageNotFoundError, version
@@ -88,7 +88,7 @@ def _add(
 
     @wraps(function)
     def run(**values: Any) -> None:
-        with _border(whole=values["traceback"], as_json=values.get("as_json", False)):
+        with _border(values):
             check_early(values)
             function(**arguments_of(function, values))
 
@@ -98,8 +98,9 @@ def _add(
 
 
 @contextmanager
-def _border(*, whole: bool, as_json: bool) -> Iterator[None]:
-    """Turn what a command raises into one line and a status; `whole` prints the traceback first."""
+def _border(values: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what a command with these options raises into one line and a status."""
+    as_json = values.get("as_json", False)
     try:
         with catch_warnings():
             warnings.showwarning = partial(_show_warning, set())
@@ -114,9 +115,9 @@ def _border(*, whole: bool, as_json: bool) -> Iterator[None]:
         _refuse("interrupted", INTERRUPTED, as_json=as_json)
         raise typer.Exit(INTERRUPTED) from None
     except BaseException as error:
-        if whole:
+        if values["traceback"]:
             traceback.print_exc()
-        message, status = _message_and_status(error)
+        message, status = _message_and_status(error, values)
         _refuse(message, status, as_json=as_json)
         raise typer.Exit(status) from None
 
@@ -151,7 +152,7 @@ def _show_warning(
             shown.add(text)
 
 
-def _message_and_status(error: BaseException) -> tuple[str, int]:
+def _message_and_status(error: BaseException, options: Collection[str]) -> tuple[str, int]:
     from optprof.profiler.machine.doctor import installed_by
     from optprof.profiler.records.outcome import is_ours, one_line, user_line
 
@@ -159,23 +160,30 @@ def _message_and_status(error: BaseException) -> tuple[str, int]:
     if missing and (advice := installed_by(missing)):
         return f"{missing} is not installed; {advice}", REFUSED
     if is_ours(error) and isinstance(error, Exception):
-        return _message(error), REFUSED
+        return _message(error, options), REFUSED
     if user_line(error):
         return f"{one_line(error)}; --traceback shows the whole", REFUSED
     fault = "this is a fault of optprof; please report it with what --traceback prints"
     return f"{one_line(error)}: {fault}", BROKEN
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, options: Collection[str] = ()) -> str:
     """Return the words of an error; an error of the system's names the file and what helps."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
-    helps = {
-        errno.EROFS: "; name another folder with --out",
-        errno.ENOSPC: "; make room, and go on with --resume",
-    }
-    advice = "" if error.filename == STDOUT else helps.get(error.errno or 0, "")
+    advice = "" if error.filename == STDOUT else _advice(error, options)
     return f"{error.filename}: {error.strerror}{advice}"
+
+
+def _advice(error: OSError, options: Collection[str]) -> str:
+    """Return what helps a command with these options where it cannot write."""
+    if error.errno == errno.ENOSPC:
+        again = "go on with --resume" if "resume" in options else "try again"
+        return f"; make room, and {again}"
+    if error.errno == errno.EROFS and "out" in options:
+        return "; name another folder with --out"
+    is_run = error.errno == errno.EROFS and "run" in options
+    return "; copy the run to a folder that can be written" if is_run else ""
 
 
 _add(profile, "Measure and simulate")
@@ -207,8 +215,9 @@ def main() -> None:
             # What waits in the buffer may meet a full disk.
             sys.stdout.flush()
     except OSError as error:
-        print(f"optprof: {_message(error)}", file=sys.stderr)
         status = REFUSED
+        as_json = "--json" in sys.argv and error.filename != STDOUT
+        _refuse(_message(error), REFUSED, as_json=as_json)
     sys.exit(status or 0)
 
 
@@ -221,4 +230,7 @@ def _usage(error: Any) -> str:
     if type(error) is typer.BadParameter and parameter is not None:
         return f"{max(parameter.opts, key=len)} {error.message}"
     words = error.format_message().rstrip(".").replace("'", "")
-    return f"{words[:1].lower()}{words[1:]}; {command} --help shows what it takes"
+    words = words.replace(". Did you", "; did you").replace(" (Possible options:", "; did you mean")
+    words = f"{words.rstrip(')')}?" if words.endswith(")") else words
+    end = "" if words.endswith("?") else ";"
+    return f"{words[:1].lower()}{words[1:]}{end} {command} --help shows what it takes"

@@ -30,24 +30,31 @@ def compare(
     *,
     only: Annotated[
         str | None,
-        typer.Option(help="regressed: show only what got worse.", show_default="all"),
+        typer.Option(metavar="regressed", help="Show only what got worse.", show_default="all"),
     ] = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
             help=(
                 "Exit with 3 if this grew, as in 'state>0', 'peak>1%', 'step>5%', and with 5 if"
-                " noise hides whether it did; can be given again."
-            )
+                " that cannot be judged, as of a noisy time; may be repeated."
+            ),
+            metavar="GATE",
         ),
     ] = None,
     threshold: Annotated[
-        str, typer.Option(help="How far from 1 the whole interval of a time's ratio must be.")
+        str,
+        typer.Option(
+            metavar="PERCENT",
+            help="A time has changed if the whole interval of its ratio is further from 1.",
+        ),
     ] = "5%",
     across_machines: Annotated[
         bool, typer.Option("--across-machines", help="Compare times of different machines too.")
     ] = False,
-    html: Annotated[Path | None, typer.Option(help="Write the comparison as a page too.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the comparison as a page too.")
+    ] = None,
     anonymous: Anonymous = False,
     markdown: Markdown = False,
     as_json: AsJson = False,

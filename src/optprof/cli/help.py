@@ -49,6 +49,8 @@ class Group(TyperGroup):
             groups.setdefault(title, []).append((name, _first_sentence(command.help)))
         groups["Options"] = [_row(parameter) for parameter in self.get_params(ctx)]
         _write_lists(formatter, groups)
+        formatter.write_paragraph()
+        formatter.write_text("optprof COMMAND -h lists the options of a command.")
 
 
 def _write_help(command: Any, ctx: Any, formatter: Any, more: str) -> None:
@@ -97,7 +99,7 @@ def _notes(parameter: Any) -> Iterator[str]:
     if default is not None:
         yield f"[default: {default}]"
     if parameter.envvar:
-        yield f"[also: {', '.join(parameter.envvar)}]"
+        yield f"[variables: {', '.join(parameter.envvar)}]"
 
 
 def _first_sentence(text: str | None) -> str:

@@ -24,18 +24,28 @@ def history(
         typer.Option(
             "--metric",
             "-m",
-            help="The figure: state, peak, reserved, step or another of `optprof explain`.",
+            metavar="METRIC",
+            help="The figure: state, peak, reserved, step or another that `compare` shows.",
         ),
     ] = "state",
     threshold: Annotated[
-        str, typer.Option(help="How far from 1 the whole interval of a time's ratio must be.")
+        str,
+        typer.Option(
+            metavar="PERCENT",
+            help="A time has changed if the whole interval of its ratio is further from 1.",
+        ),
     ] = "5%",
     across_machines: Annotated[
         bool, typer.Option("--across-machines", help="Compare times of different machines too.")
     ] = False,
-    html: Annotated[Path | None, typer.Option(help="Write the history as a page too.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the history as a page too.")
+    ] = None,
     figures: Annotated[
-        Path | None, typer.Option(help="Write the picture as PNG and SVG into this folder too.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write the picture as PNG and SVG into this folder too."
+        ),
     ] = None,
     anonymous: Anonymous = False,
     markdown: Markdown = False,
@@ -56,7 +66,7 @@ def history(
     expect_many_records()
     named = folders or [RUNS]
     past = read_history(
-        [run_folder(folder) for folder in named],
+        [*map(run_folder, folders or [])] or [RUNS],
         metric,
         threshold=per_cent(threshold),
         across_machines=across_machines,

@@ -49,7 +49,11 @@ AsJson = Annotated[
     ),
 ]
 Anonymous = Annotated[
-    bool, typer.Option("--anonymous", help="Leave out the machine and every path.")
+    bool,
+    typer.Option(
+        "--anonymous",
+        help="Leave out the machine and every path, so that you can share the result.",
+    ),
 ]
 Markdown = Annotated[
     bool,
@@ -61,7 +65,7 @@ Baseline = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="The optimizer that the report compares the others with.",
+        help="The optimizer that the others are compared with.",
         show_default="adamw, else adam, else the first",
     ),
 ]
@@ -132,7 +136,10 @@ class RunOptions:
         bool,
         typer.Option(
             "--trace",
-            help="Write torch.profiler's trace of measured steps for Perfetto and TensorBoard.",
+            help=(
+                "Keep torch.profiler's trace of measured steps; `optprof report RUN --trace` draws"
+                " it."
+            ),
         ),
     ] = False
     tensorboard: TensorBoard = False

@@ -30,13 +30,13 @@ def profile(
     options: RunOptions,
     **fields: Any,
 ) -> None:
-    """Profile optimizers on models, and write a report."""
+    """Simulate and measure optimizers on models, and write a report."""
     from optprof.optimizers import parse_list
     from optprof.profiler.running.names import require_names
 
     # Before torch is loaded.
     require_names(models, parse_list(optimizers), fields)
-    with session(",".join([*models, optimizers]), options) as (worker, stdout):
+    with session(",".join([*models, optimizers]), options, models) as (worker, stdout):
         from optprof.profiler.running.plan import comparison, plan
 
         with busy("checking the scenarios"):

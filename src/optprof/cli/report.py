@@ -36,14 +36,18 @@ def report(
     markdown: Markdown = False,
     tensorboard: TensorBoard = False,
     style: Annotated[
-        str, typer.Option(help="What pictures are for: paper (a column wide) or slides.")
+        str,
+        typer.Option(
+            metavar="STYLE", help="Size of the pictures: paper (a column wide) or slides."
+        ),
     ] = "paper",
     figure: Annotated[
         str | None,
         typer.Option(
             help=(
                 "Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure with these records."
-            )
+            ),
+            metavar="NAME",
         ),
     ] = None,
     baseline: Baseline = None,
@@ -66,7 +70,7 @@ def report(
     if trace and any(others.values()):
         chosen = ", ".join(name for name, value in others.items() if value)
         raise ValueError(f"--trace draws a page of its own; leave out {chosen}")
-    if folder.is_file() and not trace:
+    if folder.exists() and not folder.is_dir() and not trace:
         raise ValueError(f"{folder} is a file and no run; --trace draws a trace")
     if trace:
         traces = read_traces(folder, anonymous=anonymous)

@@ -66,12 +66,17 @@ def expect_many_records() -> None:
 
 
 @contextmanager
-def session(names: str, options: RunOptions) -> Iterator[tuple["Worker", TextIO]]:
-    """Yield a worker and the stream for results. `names` are the user's models and optimizers."""
+def session(
+    names: str, options: RunOptions, models: Sequence[str]
+) -> Iterator[tuple["Worker", TextIO]]:
+    """Yield a worker and the stream for results.
+
+    `names` may include the user's models and optimizers, `models` those of the catalogue.
+    """
     from optprof.profiler.running.worker import Worker
 
-    # The worker loads torch while this process does.
-    with results_on_stdout() as stdout, Worker() as worker:
+    # The worker loads torch and the models' code while this process loads torch.
+    with results_on_stdout() as stdout, Worker(models) as worker:
         # After the worker's start: it imports our code alone, and each job brings its own path.
         see_own_code(names)
         with busy("loading torch"):

@@ -16,7 +16,7 @@ their command repeats the run without the file.
 
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ from typing import Any
 import typer
 
 from optprof.reports.streams import say
+from optprof.scenarios.schema import shown
 
 from .names import names_code
 
 PROJECT = Path("pyproject.toml")
-_MOST_BYTES = 1 << 20
+# A hostile file of 1 MiB would keep Python's reader of TOML busy for minutes.
+_MOST_BYTES = 1 << 16
 # Options that are meant for one call; a stranger's file must not choose a folder to write into.
 _FOR_ONE_CALL = (
     "allow",
@@ -62,19 +64,30 @@ def type_standing(context: typer.Context, given: list[str]) -> None:
 
 def _content(path: Path | None) -> Mapping[str, Any]:
     """Return the options of a file, or of the project in the current folder if it has some."""
-    if path is None and not PROJECT.is_file():
+    where = path or PROJECT
+    if path is None and not where.is_file():
         return {}
-    with (path or PROJECT).open("rb") as file:
-        data = file.read(_MOST_BYTES)
+    with where.open("rb") as file:
+        # A long file of a project is refused only if it has standing options.
+        data = file.read(16 * _MOST_BYTES)
     if path is None and b"tool.optprof" not in data:
         return {}
+    if len(data) > _MOST_BYTES:
+        raise ValueError(
+            f"{where} has more than {_MOST_BYTES >> 10} KiB; keep the options in a smaller file,"
+            " and give --config FILE"
+        )
     try:
         content = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path or PROJECT}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
     tools = content.get("tool")
-    project = tools.get("optprof") if isinstance(tools, dict) else None
-    return project or {} if path is None or project else content
+    project = tools.get("optprof") if isinstance(tools, Mapping) else None
+    if project is None:
+        return {} if path is None else content
+    if not _is_table(project):
+        raise ValueError(f"{where}: tool.optprof must be a table, got {shown(project)}")
+    return project
 
 
 def _defaults(
@@ -84,12 +97,13 @@ def _defaults(
     group: Any = context.parent.command if context.parent else context.command
     options = {name: _options(command) for name, command in group.commands.items()}
     known = {key for each in options.values() for key in each} - {*_FOR_ONE_CALL}
-    own: Any = content.get(context.info_name or "")
-    own_tables = [content[name] for name in options if _is_table(content.get(name))]
-    for key in (key for table in (content, *own_tables) for key in table):
-        if key.replace("_", "-") not in known and content.get(key) not in own_tables:
-            raise ValueError(f"{where}: {_unknown(key, {*known, *options})}")
-    for key, value in {**content, **(own if own in own_tables else {})}.items():
+    own_tables = {name: content[name] for name in options if _is_table(content.get(name))}
+    common = {key: value for key, value in content.items() if key not in own_tables}
+    for key in (key for table in (common, *own_tables.values()) for key in table):
+        if key.replace("_", "-") not in known:
+            raise ValueError(f"{where}: {_unknown(key, known, options)}")
+    own = own_tables.get(context.info_name or "", {})
+    for key, value in {**common, **own}.items():
         parameter = options[context.info_name or ""].get(key.replace("_", "-"))
         if parameter is not None:
             yield parameter.name, _value(parameter, value, f"{where}: {key}")
@@ -109,10 +123,12 @@ def _options(command: Any) -> dict[str, Any]:
     }
 
 
-def _unknown(key: str, known: set[str]) -> str:
+def _unknown(key: str, known: Collection[str], commands: Collection[str]) -> str:
+    if key in commands:
+        return f"{key} is a command; its options are a table of their own, [{key}]"
     if key.replace("_", "-") in _FOR_ONE_CALL:
         return f"{key} is for one call; give --{key.replace('_', '-')} on the command line"
-    near = get_close_matches(key.replace("_", "-"), known, n=1)
+    near = get_close_matches(key[:40].replace("_", "-"), {*known, *commands}, n=1)
     advice = f"did you mean {near[0]}?" if near else "options are named as in --help"
     return f"no option is named {key[:40]!r}; {advice}"
 
@@ -121,14 +137,14 @@ def _value(parameter: Any, value: Any, where: str) -> Any:
     """Return the value as typer takes it: a list for an option that can be repeated."""
     if parameter.is_flag:
         if not isinstance(value, bool):
-            raise ValueError(f"{where} must be true or false, got {value!r}")
+            raise ValueError(f"{where} must be true or false, got {shown(value)}")
         return value
     values = value if isinstance(value, list) else [value]
     if not values or any(type(each) not in (str, int, float) for each in values):
-        raise ValueError(f"{where} must be a text, a number or a list of them, got {value!r}")
+        raise ValueError(f"{where} must be a text, a number or a list of them, got {shown(value)}")
     texts = [str(each) for each in values]
     if parameter.name == "optimizers" and names_code(",".join(texts)):
-        raise ValueError(f"{where} names code, got {value!r}; name it on the command line")
+        raise ValueError(f"{where} names code, got {shown(value)}; name it on the command line")
     return texts if parameter.multiple else ",".join(texts)
 
 

@@ -47,11 +47,14 @@ def sweep(
     options: RunOptions,
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
-    with session(",".join(allow or ()), options) as (worker, stdout):
-        from optprof.profiler.running.plan import plan_suite
-        from optprof.scenarios import suites
+    from optprof.scenarios import suites
 
-        loaded = suites.load(suite)
+    # Before torch is loaded.
+    loaded = suites.load(suite)
+    models = sorted({question["model"] for question in loaded.questions})
+    with session(",".join(allow or ()), options, models) as (worker, stdout):
+        from optprof.profiler.running.plan import plan_suite
+
         scenarios = plan_suite(loaded, allow or ())
         if dry_run:
             _forecast(scenarios, worker, stdout, options.timeout)
