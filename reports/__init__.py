@@ -93,25 +93,21 @@ def write_report(
     _require_our_page(folder / "report.html", force=force)
 
     # matplotlib loads slowly, and only a report needs it.
-    from .page import render_page
+    from . import html
+    from .arithmetic.findings import Findings
+    from .page import run_page
+    from .pictures import pictures
     from .pictures.drawing import draw_all, style_named
 
     page, chosen = folder / "report.html", style_named(style)
     try:
-        shown = records[:MOST_ON_PAGE]
-        drawings = draw_all(
-            shown, folder / "figures", timelines, chosen, baseline=baseline, drawn=drawn
+        findings = Findings.of(
+            records[:MOST_ON_PAGE], timelines, baseline=baseline, unfinished=unfinished
         )
-        text = render_page(
-            shown,
-            timelines,
-            damage=store.damage,
-            total=len(records),
-            baseline=baseline,
-            unfinished=unfinished,
-            drawings=drawings,
-        )
-        write_text(page, text, below=folder)
+        shown = pictures(findings)
+        drawings = draw_all(shown, folder / "figures", chosen, drawn)
+        document = run_page(findings, store.damage, total=len(records), shown=shown)
+        write_text(page, html.render(document, drawings), below=folder)
         store.write_csv(records)
         with writing(folder / "records.json", below=folder) as file:
             file.writelines(_json_lines(records))

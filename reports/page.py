@@ -26,7 +26,7 @@ from .help import explained, meanings
 from .phrases import missing_text, noise_note, unlike_text
 from .pictures import icicle, pictures
 from .pictures.charts import Chart
-from .pictures.picture import Drawing
+from .pictures.picture import Drawing, Picture
 from .tables.accumulation import accumulation_tables
 from .tables.agreement import agreement_table
 from .tables.capacity import capacity_legend, capacity_tables
@@ -88,11 +88,12 @@ def run_page(
     damage: Sequence[str] = (),
     *,
     total: int | None = None,
+    shown: Sequence[Picture] | None = None,
 ) -> Document:
     """The page of a run.
 
     `damage` names the parts of the run that cannot be read; `total` is the number of all its
-    records where these are the first of more.
+    records where these are the first of more. `shown` are its pictures, if they are known.
     """
     records, context = findings.records, [findings.context, *sources(findings)]
     if total is not None and total > len(records):
@@ -100,7 +101,7 @@ def run_page(
             f"this page shows the first {len(records):,} of {total:,} records; records.csv and"
             " records.json have all"
         )
-    charts = [Chart.of(picture) for picture in pictures(findings)]
+    charts = [Chart.of(picture) for picture in (pictures(findings) if shown is None else shown)]
     if is_about_accumulation(records):
         return _accumulation_page(findings, charts, context, damage)
     sections = [

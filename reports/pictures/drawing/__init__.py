@@ -1,14 +1,11 @@
 """Drawing: pictures as PNG and SVG files in a folder."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from optprof.profiler.records.record import Record
-from optprof.profiler.records.timeline import Timeline
 from optprof.profiler.safety.disk import write_bytes, write_text
 
-from ...arithmetic.findings import Findings
-from .. import pictures
 from ..picture import Drawing, Picture
 from ..published import published_picture
 from .figure import Style, draw, draw_svg
@@ -38,15 +35,12 @@ def style_named(name: str) -> Style:
 
 
 def draw_all(
-    records: Sequence[Record],
+    shown: Iterable[Picture],
     folder: Path,
-    timelines: Mapping[str, Timeline] | None = None,
     style: Style = FOR_PAPER,
-    *,
-    baseline: str | None = None,
     drawn: Iterable[tuple[Picture, Drawing]] = (),
 ) -> list[Drawing]:
-    """Draw every picture of records and timelines, and write each into the folder.
+    """Draw pictures, and write each file into the folder; return the drawings of the files.
 
     `drawn` has pictures and their drawings for a paper; the same pictures are not drawn again.
     """
@@ -58,11 +52,7 @@ def draw_all(
             return same[1]
         return draw(picture, style)
 
-    drawings = [
-        drawing_of(part)
-        for picture in pictures(Findings.of(records, timelines, baseline=baseline))
-        for part in picture.files.values()
-    ]
+    drawings = [drawing_of(part) for picture in shown for part in picture.files.values()]
     for drawing in drawings:
         write_drawing(drawing, folder)
     return drawings
