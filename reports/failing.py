@@ -19,6 +19,7 @@ from .words import OUTCOMES, listed
 
 # A verdict with more sentences is no longer read.
 MOST_SENTENCES = 2
+MOST_VERDICTS = 3
 MOST_LETTERS = 160
 FINDS = "# finds the cheapest change that makes it fit"
 # Fields that `optprof fit` does not take, or that other parts of its command line name.
@@ -100,7 +101,7 @@ def title(findings: Findings) -> str:
         labels = list(dict.fromkeys(entry.label for each in missing for entry in each.out))
         parts.append(f"{listed(labels)} {'does' if len(labels) == 1 else 'do'} not fit on {gpus}")
     if lost:
-        parts.append(" and ".join(f"{listed(names)} {verb}" for verb, names in _verbs(findings)))
+        parts.append(listed(_verdicts(findings), MOST_VERDICTS + 1))
     return ": ".join(filter(None, (cost, "; ".join(parts))))
 
 
@@ -113,8 +114,7 @@ def sentences(findings: Findings, units: Units = BINARY) -> list[str]:
     lost = _other_failures(findings)
     reasons = list(dict.fromkeys(record.error for record in lost if record.error))
     reason = f": {shortened(reasons[0], MOST_LETTERS)}" if len(reasons) == 1 else ""
-    texts += [f"{listed(names)} {verb}{reason}." for verb, names in _verbs(findings)]
-    return texts
+    return texts + [f"{text}{reason}." for text in _verdicts(findings)]
 
 
 def _sentence(unfit: Unfit, units: Units) -> str:
@@ -198,13 +198,23 @@ def _other_failures(findings: Findings) -> list[Record]:
     return [record for record in failures(requested(findings.records)) if not ran_out(record)]
 
 
-def _verbs(findings: Findings) -> list[tuple[str, list[str]]]:
-    """Return each outcome as a verb, with the optimizers that it befell."""
-    verbs: dict[str, dict[str, None]] = {}
+def _verdicts(findings: Findings) -> list[str]:
+    """Return what became of the optimizers: sm3 and lamb16 were killed.
+
+    If other models of the run have results, the models are named: adamw failed on tiny.
+    """
+    labels: dict[tuple[str, str], dict[str, None]] = {}
     for record in _other_failures(findings):
         label = findings.labels[optimizer_key(record.scenario)]
-        verbs.setdefault(OUTCOMES[record.outcome], {})[label] = None
-    return [
-        (verb if len(names) == 1 else verb.replace("was ", "were "), list(names))
-        for verb, names in verbs.items()
+        place = OUTCOMES[record.outcome], record.scenario.model
+        labels.setdefault(place, {})[label] = None
+    models: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (verb, model), names in labels.items():
+        models.setdefault((verb, tuple(names)), []).append(model)
+    texts = [
+        f"{listed(names)} {verb if len(names) == 1 else verb.replace('was ', 'were ')}"
+        + ("" if {*where}.issuperset(findings.models) else f" on {listed(where)}")
+        for (verb, names), where in models.items()
     ]
+    more = len(texts) - MOST_VERDICTS
+    return [*texts[:MOST_VERDICTS], f"{more} more have no result"] if more > 1 else texts

@@ -16,6 +16,7 @@ from optprof.reports.tables.verdict import cards, verdict
 from optprof.scenarios import hardware
 
 GIB = 2**30
+LOST: dict[str, Any] = {"memory": None, "outcome": "failed", "error": "why"}
 
 
 @pytest.fixture
@@ -116,6 +117,24 @@ def test_several_failures_are_named_by_what_became_of_them(simulated):
         "What an optimizer costs on tiny: sm3 and lamb16 were killed and sgd-sai took too long",
         ["sm3 and lamb16 were killed.", "sgd-sai took too long."],
     )
+
+
+def test_failures_name_their_models_if_others_have_results(simulated):
+    records = [
+        simulated(name, model=model, **{} if outcome == "ok" else LOST | {"outcome": outcome})
+        for model, outcome in (("tiny", "ok"), ("m:a", "killed"), ("m:b", "killed"))
+        for name in ("adamw", "sm3")
+    ]
+    assert told(records) == (
+        "What an optimizer costs on tiny, m:a and m:b: adamw and sm3 were killed on m:a and m:b",
+        ["adamw and sm3 were killed on m:a and m:b: why."],
+    )
+    more = [simulated(f"torch.optim:A{number}", model=f"m:{number}", **LOST) for number in range(5)]
+    assert sentences(Findings.of([*records, *more]))[1:] == [
+        "torch.optim:A0 failed on m:0: why.",
+        "torch.optim:A1 failed on m:1: why.",
+        "3 more have no result: why.",
+    ]
 
 
 def test_the_remedy_is_a_command_that_fit_takes(full, simulated):
