@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from optprof import optimizers
 from optprof.cli import names
 from optprof.cli.app import _message, app
+from optprof.cli.running import run_name
 from optprof.optimizers import accumulation
 from optprof.profiler.machine import doctor
 from optprof.reports.progress import TimeLeft
@@ -284,6 +285,20 @@ def test_the_advice_of_an_error_names_options_that_the_command_has(
     )
     message = _message(OSError(error, "Reason", "file"), signature(callback).parameters)
     assert message == f"file: Reason{advice}"
+
+
+@pytest.mark.parametrize(
+    ("models", "name"),
+    [
+        ("gpt2+tiny", "gpt2+tiny"),
+        ("mine.py:build", "mine.py.build"),
+        ("/data/mine.py:build", "data.mine.py.build"),
+        ("../mine.py:build", "mine.py.build"),
+        ("ä" * 150, "ä" * 50 + "-a9f41bcd"),
+    ],
+)
+def test_a_run_has_a_folder_below_runs_that_is_seen_and_can_be_made(models: str, name: str):
+    assert run_name(models) == name
 
 
 def test_one_model_twice_is_one_model_and_all_files_are_named(tmp_path: Path):
