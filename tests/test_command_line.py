@@ -312,6 +312,16 @@ def test_one_model_twice_is_one_model_and_all_files_are_named(tmp_path: Path):
     assert "also in runs/tiny: records.jsonl, records.json, records.csv, figures/" in done.stderr
 
 
+def test_results_are_printed_even_if_the_report_cannot_be_written(tmp_path: Path):
+    arguments = ("profile", "tiny", *SMALL, "-o", "sgd", "--out", "mine")
+    assert optprof(tmp_path, *arguments, "--no-report").returncode == 0
+    (tmp_path / "mine" / "report.html").write_text("a page of the user's")
+    done = optprof(tmp_path, *arguments, "--resume")
+    assert done.returncode == 2
+    assert "sgd" in done.stdout
+    assert "mine/report.html is not a page of optprof" in done.stderr
+
+
 def test_a_failure_without_a_report_names_none(tmp_path: Path):
     done = optprof(
         tmp_path, "profile", "tiny", *SMALL, "-o", "torch.optim:SparseAdam", "--no-report", "--json"

@@ -218,6 +218,10 @@ def _show(
     """Print the records, the files that were written, and the logs of failed scenarios."""
     from optprof.reports import print_run
 
+    if not options.as_json:
+        # Before the report, which a full disk may prevent.
+        print_run(records, stdout, baseline=options.baseline)
+        stdout.flush()
     page = None
     if not options.no_report:
         from optprof.reports import write_report
@@ -240,8 +244,6 @@ def _show(
         }
         content |= {"error": failure, "status": SOME_FAILED} if failure else {}
         print(json.dumps(content, indent=1), file=stdout)
-    else:
-        print_run(records, stdout, baseline=options.baseline)
     say(f"report: {page}" if page else f"to draw the report: optprof report {store.folder}")
     say_files(store.folder)
     for record in records:
