@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from optprof import optimizers
 from optprof.cli import names
 from optprof.cli.app import _message, app
+from optprof.cli.running import run_name
 from optprof.optimizers import accumulation
 from optprof.profiler.machine import doctor
 from optprof.reports.progress import TimeLeft
@@ -286,6 +287,20 @@ def test_the_advice_of_an_error_names_options_that_the_command_has(
     assert message == f"file: Reason{advice}"
 
 
+@pytest.mark.parametrize(
+    ("models", "name"),
+    [
+        ("gpt2+tiny", "gpt2+tiny"),
+        ("mine.py:build", "mine.py.build"),
+        ("/data/mine.py:build", "data.mine.py.build"),
+        ("../mine.py:build", "mine.py.build"),
+        ("ä" * 150, "ä" * 50 + "-a9f41bcd"),
+    ],
+)
+def test_a_run_has_a_folder_below_runs_that_is_seen_and_can_be_made(models: str, name: str):
+    assert run_name(models) == name
+
+
 def test_one_model_twice_is_one_model_and_all_files_are_named(tmp_path: Path):
     done = optprof(tmp_path, "profile", "tiny", "tiny", *SMALL[:-1], "-o", "sgd", "-v")
     assert done.returncode == 0, done.stderr
@@ -295,6 +310,16 @@ def test_one_model_twice_is_one_model_and_all_files_are_named(tmp_path: Path):
     assert named | {"runs/tiny/report.html"} == files
     assert "report: runs/tiny/report.html\n" in done.stderr
     assert "also in runs/tiny: records.jsonl, records.json, records.csv, figures/" in done.stderr
+
+
+def test_results_are_printed_even_if_the_report_cannot_be_written(tmp_path: Path):
+    arguments = ("profile", "tiny", *SMALL, "-o", "sgd", "--out", "mine")
+    assert optprof(tmp_path, *arguments, "--no-report").returncode == 0
+    (tmp_path / "mine" / "report.html").write_text("a page of the user's")
+    done = optprof(tmp_path, *arguments, "--resume")
+    assert done.returncode == 2
+    assert "sgd" in done.stdout
+    assert "mine/report.html is not a page of optprof" in done.stderr
 
 
 def test_a_failure_without_a_report_names_none(tmp_path: Path):

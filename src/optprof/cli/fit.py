@@ -14,7 +14,7 @@ from optprof.reports.streams import results_on_stdout, say
 
 from .names import gpu_names, model_names
 from .options import Anonymous, AsJson, Optimizers, Replace
-from .running import RUNS, SOME_FAILED, see_own_code
+from .running import RUNS, SOME_FAILED, run_name, see_own_code
 
 
 def fit(
@@ -67,7 +67,7 @@ def fit(
         question = {**fields, "model": model, "device": "sim"}
         scenarios = plan({**question, "optimizer": spec} for spec in parse_list(optimizers))
         scenarios = [replace(scenario, gpu=name) for name in gpus for scenario in scenarios]
-        folder = out.expanduser() if out else RUNS / f"{model.replace(':', '.')}-fit"
+        folder = out.expanduser() if out else RUNS / f"{run_name(model)}-fit"
         require_own_folder(folder, FITS, force=force)
         with progress(scenarios) as started:
             fits = Fitting().fit_all(scenarios, started)

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from optprof.scenarios import Scenario
 
 RUNS = Path("runs")
+# File systems take 255 bytes, of which "-12" and "-fit" need some.
+_MOST_NAME_BYTES = 200
 # What a run's folder holds, its page aside.
 _FILES = (
     "records.jsonl",
@@ -58,6 +61,18 @@ def see_own_code(names: str) -> None:
 def run_folder(name: Path) -> Path:
     """Return the folder of a run, named by its path or by its name under runs/."""
     return name if name.exists() else RUNS / name
+
+
+def run_name(models: str) -> str:
+    """Return the name of a run's folder: not hidden, and not too long for a file system."""
+    from optprof.profiler.records.privacy import masked
+
+    name = masked(models).replace("~/", "").replace(":", ".").replace("/", ".").lstrip(".")
+    data = os.fsencode(name)
+    if len(data) <= _MOST_NAME_BYTES:
+        return name
+    digest = sha256(data).hexdigest()[:8]
+    return f"{data[: _MOST_NAME_BYTES // 2].decode(errors='ignore')}-{digest}"
 
 
 def expect_many_records() -> None:
@@ -146,7 +161,6 @@ def run_all(
 
 def _open_run(name: str, out: Path | None, options: RunOptions) -> "RunStore":
     """Open the run to write into; clear what an interrupted run has left."""
-    from optprof.profiler.records.privacy import masked
     from optprof.profiler.records.store import RunStore, last_folder
     from optprof.profiler.safety.disk import require_own_folder
 
@@ -155,7 +169,7 @@ def _open_run(name: str, out: Path | None, options: RunOptions) -> "RunStore":
         out = out.expanduser()
         require_own_folder(out, "records.jsonl", force=options.force)
 
-    name = masked(name).replace("~/", "").replace(":", ".").replace("/", ".")
+    name = run_name(name)
     if options.resume:
         store = RunStore.resume(out or last_folder(RUNS, name))
         store.remove_parts()
@@ -204,6 +218,10 @@ def _show(
     """Print the records, the files that were written, and the logs of failed scenarios."""
     from optprof.reports import print_run
 
+    if not options.as_json:
+        # Before the report, which a full disk may prevent.
+        print_run(records, stdout, baseline=options.baseline)
+        stdout.flush()
     page = None
     if not options.no_report:
         from optprof.reports import write_report
@@ -226,8 +244,6 @@ def _show(
         }
         content |= {"error": failure, "status": SOME_FAILED} if failure else {}
         print(json.dumps(content, indent=1), file=stdout)
-    else:
-        print_run(records, stdout, baseline=options.baseline)
     say(f"report: {page}" if page else f"to draw the report: optprof report {store.folder}")
     say_files(store.folder)
     for record in records:
