@@ -167,6 +167,7 @@ def _verdict(findings: Findings) -> Section:
 def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
     """A section for each picture; those of one subject are parts of one section."""
     explained_courses = {names["name"]: courses for courses, names in icicle.explained(findings)}
+    timelines = [chart.name for chart in charts if chart.kind == "timeline"]
     sections: list[Section] = []
     shown: set[Table] = set()
     for chart in charts:
@@ -181,7 +182,7 @@ def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
         sections.append(_picture(chart, *tables))
         if chart.kind == "savings":
             sections.append(_heat_map(findings))
-        if chart.name == "timeline":
+        if chart.kind == "timeline" and chart.name == timelines[-1]:
             sections.append(_largest_blocks(findings))
     return sections
 
