@@ -23,7 +23,7 @@ from .in_place import InPlace
 from .kernel_memory import KERNEL_MEMORY
 from .layouts import data_of, is_sparse
 from .matrix_products import PRODUCTS, WORKSPACE
-from .metacache import Layout, MetaCache, is_fresh, fresh_layout, made_as
+from .metacache import Layout, MetaCache, fresh_layout, is_fresh, made_as
 from .recurrent import SPACE
 from .requests import USUAL_DEVICE, KernelMemory, Request, between
 from .samples import Samples
@@ -184,7 +184,7 @@ class Recorder(TorchDispatchMode):
             {~event for event in recorded if event < 0} == made - lasting
             and len(lasting) == len(kept)
             and lasting <= made
-            and workspaces == self.workspaces
+            and workspaces == set(self.workspaces or ())
             and min(made, default=self._first + first) >= self._first + first
         ):
             # Copies: the tensors that are kept may get other names later.

@@ -210,3 +210,35 @@ def test_torch_s_own_kernels_are_back_after_tracing():
         torch.nn.functional.dropout(x, 0.1)
     assert 32 in stream(recorder)
     assert 8 not in stream(recorder)
+
+
+@pytest.mark.parametrize("values", [None, 0])
+def test_a_repeated_part_returns_tensors_of_its_own(values: int | None):
+    """With values followed (0), a part runs each time; without, once for each key."""
+    runs: list[int] = []
+
+    def part() -> dict[str, torch.Tensor]:
+        runs.append(1)
+        noise = torch.ones(512, device="meta")
+        return {"state": (noise + noise).sum()}
+
+    recorder = Recorder(first=3, samples=Samples(values))
+    with recorder.phase("step"):
+        first = recorder.repeat("key", part)["state"]
+        recorder.name(recorder.number(first), "optimizer_state", "first")
+        second = recorder.repeat("key", part)["state"]
+        del first
+        third = recorder.repeat("key", part)["state"]
+    nbytes = recorder.allocations.nbytes
+    events = [
+        nbytes[event - 3] if event >= 0 else -nbytes[~event - 3]
+        for event in recorder.segments[0].events
+    ]
+    # The sum of `noise` with itself is freed as soon as it is reduced, `noise` at the end.
+    one = [2048, 2048, 4, -2048, -2048]
+    assert events == [*one, *one, -4, *one]
+    assert len(runs) == (1 if values is None else 3)
+    assert recorder.number(second) != recorder.number(third)
+    sources = recorder.allocations.sources
+    assert sources[recorder.number(second) - 3].module == ""
+    assert recorder.allocations.categories[recorder.number(third) - 3] == "temporary"
