@@ -23,7 +23,7 @@ Device = Literal["sim", "cpu", "cuda"]
 
 # Other names that people write for a value, by field; upper case and "torch." do not matter.
 _SYNONYMS: Mapping[str, Mapping[str, str]] = {
-    "device": {"gpu": "cuda"},
+    "device": {"gpu": "cuda", "cpu": "cpu", "sim": "sim", "auto": "auto"},
     "dtype": {
         "float32": "fp32",
         "float": "fp32",
