@@ -153,7 +153,9 @@ def attempt(job: Job, files: Files) -> "tuple[Record, Simulation | None]":
 
     def run() -> "tuple[Record, Simulation | None]":
         if scenario.device == "sim":
-            simulation = run_simulation(scenario, estimated=job.folder is not None)
+            # What only precedes a measurement needs no estimate.
+            is_result = job.folder is not None or bool(job.together)
+            simulation = run_simulation(scenario, estimated=is_result)
             return simulation.record, simulation
         if not job.force:
             require_room(scenario, job.simulated)

@@ -688,7 +688,7 @@ def test_files_of_a_record_are_removed_if_it_does_not_fit(tmp_path: Path):
 def test_one_process_simulates_the_states_of_a_model_and_each_its_own_if_it_ends(
     tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch, *, ends: bool
 ):
-    usual = Scenario(model="tiny", device="sim", workload="state", steps=2)
+    usual = Scenario(model="tiny", device="sim", workload="state", steps=2, gpu="a100-80")
     scenarios = [replace(usual, optimizer=name) for name in ("adamw", "sm3", "sgd-sai")]
     scenarios.append(replace(usual, model="owned:model"))
     asked: list[int] = []
