@@ -38,20 +38,23 @@ def render(document: Document, output: TextIO, *, width: int | None = None) -> N
             console.print()
         title = section.title
         for block in section.shown:
+            if not isinstance(block, Table | Note):
+                continue
             if isinstance(block, Table):
                 title = block.title or title
+            if title:
+                # By itself: a title of the grid would be wrapped where a narrow table ends.
+                console.print(Text(title, style="bold"))
+                title = ""
+            if isinstance(block, Table):
                 for part in _parts(document, block, console.width):
-                    console.print(_grid(document, part, title))
-                    title = ""
-            elif isinstance(block, Note):
-                if title:
-                    console.print(Text(title, style="bold"))
+                    console.print(_grid(document, part))
+            else:
                 console.print(
                     Text(_plain(block.text), style=STYLES.get(block.style, "dim")),
                     # A terminal wraps these itself, and copies them as one line.
                     soft_wrap=block.style in ("plain", "stopped"),
                 )
-            title = ""
 
 
 def _parts(document: Document, table: Table, width: int) -> Iterator[Table]:
@@ -81,12 +84,9 @@ def _is_whole(table: Table, place: int) -> bool:
     return is_short or (bool(table.rows) and table.rows[0][place].number)
 
 
-def _grid(document: Document, table: Table, title: str) -> Grid:
+def _grid(document: Document, table: Table) -> Grid:
     """A table; numbers and short words stay on one line."""
     grid = Grid(
-        title=Text(title) if title else None,
-        title_justify="left",
-        title_style="bold",
         box=None,
         pad_edge=False,
         header_style="dim",
