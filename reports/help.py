@@ -10,7 +10,7 @@ from .explain import FIGURES, METRICS
 
 @dataclass(frozen=True)
 class Help:
-    """What a section shows and how to read it, and the figures whose meanings the page gives."""
+    """A section's subject, how to read it, and the figures that the page explains."""
 
     text: str
     figures: Sequence[str] = ()

@@ -281,7 +281,7 @@ def _recommended(traces: Sequence[Trace]) -> list[str]:
 
 
 def _remarks(traces: Sequence[Trace]) -> list[str]:
-    """What the traces lack that a page could show."""
+    """Sentences on traces without iterations or phases."""
     without = [each.label for each in traces if not each.has_iterations]
     unnamed = [each.label for each in traces if not each.has_phases]
     return [

@@ -24,7 +24,10 @@ from optprof.reports.progress import TimeLeft
 from optprof.scenarios import Scenario
 
 HERE = Path(__file__).resolve().parent.parent
-COMMANDS = [each.name or each.callback.__name__ for each in app.registered_commands]  # pyright: ignore[reportOptionalMemberAccess]
+COMMANDS = [
+    each.name or (each.callback.__name__ if each.callback else "")
+    for each in app.registered_commands
+]
 
 
 def optprof(

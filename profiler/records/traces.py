@@ -27,7 +27,7 @@ _KINDS = {"cpu_op", "user_annotation", *HOST_CALLS, *ON_DEVICE}
 
 
 class Details(msgspec.Struct, gc=False, frozen=True):
-    """What reports show of an event's arguments; other versions of torch may write other types."""
+    """Arguments of an event that reports show; other versions of torch may write other types."""
 
     correlation: Any = None
     device: Any = None

@@ -57,7 +57,7 @@ _Result = TypeVar("_Result", None, torch.Tensor, dict[str, torch.Tensor])
 
 
 class _Part(NamedTuple):
-    """What a part of a program has recorded, from allocation `first` on.
+    """The recorded events of a part of a program, from allocation `first` on.
 
     `kept` has the numbers and layouts of the tensors that it returned, by name if they are a dict.
     """

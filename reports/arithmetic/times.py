@@ -52,7 +52,7 @@ class Spread:
 
     @property
     def reach(self) -> float | None:
-        """How far the interval reaches from the median on its longer side, as a share of it.
+        """The interval's longer side, from the median, as a share of the median.
 
         None for fewer than six samples, and for a clock that reads 0.
         """

@@ -36,7 +36,7 @@ class _Row:
 
     @property
     def change(self) -> float:
-        """How far the figure of any run moved, for an order."""
+        """The largest change of the figure in any run, for an order."""
         return max(_distance(change) for _, _, change in self.changes)
 
 

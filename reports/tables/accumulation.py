@@ -159,7 +159,7 @@ def _against(best: Accumulated, base: Accumulated) -> str:
 
 
 def _steps_text(base: Accumulated) -> str:
-    """What the baseline does: which steps after each micro-batch."""
+    """The clause that says after how many micro-batches the baseline steps."""
     number = base.micro_batches_a_step
     if number is None:
         return "the first way that was named"
@@ -173,7 +173,7 @@ def _needs(way: Accumulated, goal: float) -> str:
 
 
 def _cost(way: Accumulated, base: Accumulated) -> str:
-    """What a way costs in bytes and in time."""
+    """The costs of a way in bytes and in time."""
     draw = (
         f"; a decision not to step takes {seconds_text(way.draw_seconds)}"
         if way.draw_seconds

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Anonymous, AsJson, Markdown
+from .options import AcrossMachines, Anonymous, AsJson, Markdown, Threshold
 from .running import expect_many_records, run_folder
 
 if TYPE_CHECKING:
@@ -42,16 +42,8 @@ def compare(
             metavar="GATE",
         ),
     ] = None,
-    threshold: Annotated[
-        str,
-        typer.Option(
-            metavar="PERCENT",
-            help="A time has changed if the whole interval of its ratio is further from 1.",
-        ),
-    ] = "5%",
-    across_machines: Annotated[
-        bool, typer.Option("--across-machines", help="Compare times of different machines too.")
-    ] = False,
+    threshold: Threshold = "5%",
+    across_machines: AcrossMachines = False,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the comparison as a page too.")
     ] = None,

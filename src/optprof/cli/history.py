@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .compare import command_line
-from .options import Anonymous, AsJson, Markdown
+from .options import AcrossMachines, Anonymous, AsJson, Markdown, Threshold
 from .running import RUNS, expect_many_records, run_folder
 
 
@@ -28,16 +28,8 @@ def history(
             help="The figure: state, peak, reserved, step or another that `compare` shows.",
         ),
     ] = "state",
-    threshold: Annotated[
-        str,
-        typer.Option(
-            metavar="PERCENT",
-            help="A time has changed if the whole interval of its ratio is further from 1.",
-        ),
-    ] = "5%",
-    across_machines: Annotated[
-        bool, typer.Option("--across-machines", help="Compare times of different machines too.")
-    ] = False,
+    threshold: Threshold = "5%",
+    across_machines: AcrossMachines = False,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the history as a page too.")
     ] = None,

@@ -3,8 +3,6 @@
 import ast
 import re
 from collections.abc import Callable, Collection, Iterator
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 
 Complete = Callable[[str], list[str]]
@@ -39,12 +37,14 @@ def gpu_names(incomplete: str) -> list[str]:
 
 def optimizer_names(incomplete: str) -> list[str]:
     """Return the optimizers that begin so; a list continues after its last comma."""
-    return _continued(sorted(set(_optimizers())), incomplete)
+    from optprof import optimizers
+
+    return _continued(optimizers.available(), incomplete)
 
 
 def accumulation_names(incomplete: str) -> list[str]:
     """Return the ways to accumulate that begin so."""
-    return _begun(list(_keys(_OPTIMIZERS / "accumulation" / "catalogue.py")), incomplete)
+    return _begun(list(_accumulations()), incomplete)
 
 
 def suite_names(incomplete: str) -> list[str]:
@@ -66,23 +66,9 @@ def metric_names(incomplete: str) -> list[str]:
     return _begun(FIGURES, incomplete)
 
 
-_OPTIMIZERS = Path(__file__).parent.parent / "optimizers"
-# The package that an optimizer of zoo.py needs, by the end of its name.
-_PACKAGES = {"-bnb": "bitsandbytes", "-torchao": "torchao", "": "pytorch_optimizer"}
-
-
-def _optimizers() -> Iterator[str]:
-    """Yield the names that `optimizers.available()` returns, which loads torch."""
-    yield from _keys(_OPTIMIZERS / "catalogue.py")
-    for name in _keys(_OPTIMIZERS / "zoo.py"):
-        package = next(package for end, package in _PACKAGES.items() if name.endswith(end))
-        if find_spec(package):
-            yield name
-    yield from (point.name for point in entry_points(group="optprof.optimizers"))
-
-
-def _keys(path: Path) -> Iterator[str]:
-    """Yield the names in a catalogue's source, a table that is annotated with CatalogueEntry."""
+def _accumulations() -> Iterator[str]:
+    """Yield the names in the source of the wrappers' catalogue: importing it would load torch."""
+    path = Path(__file__).parent.parent / "optimizers" / "accumulation" / "catalogue.py"
     for statement in ast.parse(path.read_bytes()).body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Dict):
             for key in statement.value.keys:

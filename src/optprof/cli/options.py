@@ -55,6 +55,16 @@ Anonymous = Annotated[
         help="Leave out the machine and every path, so that you can share the result.",
     ),
 ]
+Threshold = Annotated[
+    str,
+    typer.Option(
+        metavar="PERCENT",
+        help="A time has changed if the whole interval of its ratio is further from 1.",
+    ),
+]
+AcrossMachines = Annotated[
+    bool, typer.Option("--across-machines", help="Compare times of different machines too.")
+]
 Markdown = Annotated[
     bool,
     typer.Option(
