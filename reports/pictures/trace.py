@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..arithmetic.trace import OTHER, Busy, Iteration, MemoryCurve, Operator, Trace
+from ..arithmetic.trace import Busy, Iteration, MemoryCurve, Operator, Trace
+from ..arithmetic.trace_events import OTHER
 from ..style import Mark, block_colour
 from ..tables.table import Table
 from ..tables.trace import (

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..arithmetic.labels import shortened
-from ..arithmetic.trace import OTHER, PHASES, Busy, Iteration, Kernel, Operator, Trace
+from ..arithmetic.trace import PHASES, Busy, Iteration, Kernel, Operator, Trace
+from ..arithmetic.trace_events import OTHER
 from ..arithmetic.trace_rules import Advice, idle_share, rules
 from ..units import NOTHING, percent_text, seconds_text, three_digits
 from ..words import phase_name
