@@ -53,11 +53,17 @@ def multiples(most: float) -> list[float]:
 
 
 def linear_ticks(values: Sequence[float]) -> list[float]:
-    """Return about five round numbers in equal steps that enclose all values."""
+    """Return about five round numbers in equal steps that enclose all values.
+
+    Counts have whole numbers only.
+    """
     low, high = min(values), max(values)
     span = high - low or abs(high) or 1.0
     unit = 10.0 ** math.floor(math.log10(span / 5))
     step = unit * next(digit for digit in (1, 2, 5, 10) if digit * unit >= span / 5 * (1 - 1e-9))
+    if all(isinstance(value, int) for value in values):
+        # There is no half run between two runs.
+        step = max(step, 1.0)
     # Half a millionth of a step is the error of a division, and no reason for another tick.
     first, last = math.floor(low / step + 5e-7), math.ceil(high / step - 5e-7)
     # 3 * 0.1 is not 0.3.

@@ -235,6 +235,8 @@ def test_ticks_are_round():
     assert log_ticks([2.07, 3.0]) == [2.0, 2.2, 2.4, 2.6, 2.8, 3.0]
     assert linear_ticks([0, 0.3]) == [0.0, 0.1, 0.2, 0.3]
     assert linear_ticks([1.9, 7.1]) == [0.0, 2.0, 4.0, 6.0, 8.0]
+    # Two runs of a history.
+    assert linear_ticks([1, 2]) == [1.0, 2.0]
     assert Scale.of(0.1, 0.3).ticks[1] == (pytest.approx(100 / 3), "100 ms")
     assert [text for _, text in Scale.of(0.01, 2.0).ticks] == [
         "10 ms",
