@@ -76,6 +76,8 @@ class LAMB(MultiTensorOptimizer):
     of the gradients if it clips them.
     """
 
+    kernels = "lamb"
+
     def __init__(
         self,
         params: ParamsT,

@@ -111,6 +111,8 @@ class LAMB16(MultiTensorOptimizer):
     on a CPU is several times faster and has no temporaries.
     """
 
+    kernels = "lamb16"
+
     def __init__(
         self,
         params: ParamsT,

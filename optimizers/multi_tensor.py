@@ -8,14 +8,14 @@ update's temporaries never outgrow the loop's. `ways` has the table of what runs
 # pyright: reportPrivateImportUsage=false
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import ways
+from . import fused, ways
 from .bucket import Bucket, Options, State, to_device
 from .loading import Loading, Shapes, lasting
 from .sharded import local
@@ -33,6 +33,8 @@ class MultiTensorOptimizer(Loading):
     takes_sparse = False
     # An update that does not read a tensor's axes can be given every tensor flat.
     sees_axes = False
+    # The module of its kernels in `cuda`.
+    kernels = ""
     # For torch's optimizers fused=False chooses the loop; for ours it leaves foreach open.
     ignores_unfused = True
 
@@ -49,15 +51,14 @@ class MultiTensorOptimizer(Loading):
         """Add a group; RuntimeError if it is fused and a parameter's device has no kernel."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        elsewhere = [
-            param.device for param in group["params"] if not (param.is_cpu or param.is_meta)
-        ]
-        if group.get("fused") and elsewhere:
+        if not group.get("fused"):
+            return
+        try:
+            for device in {param.device for param in group["params"]}:
+                fused.require_kernels(self, device)
+        except RuntimeError:
             self.param_groups.pop()
-            raise RuntimeError(
-                f"fused=True: {type(self).__name__} has kernels for a CPU alone, got a parameter on"
-                f" {elsewhere[0]}"
-            )
+            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle; an older one gets the defaults of the options that it does not have."""
@@ -170,14 +171,19 @@ class MultiTensorOptimizer(Loading):
         if way in ("loop", "compiled"):
             yield from ([param] for param in dense)
             return
-        alike: defaultdict[tuple[type[Tensor], torch.device, torch.dtype], list[Tensor]] = (
-            defaultdict(list)
-        )
+        alike: defaultdict[tuple[Hashable, ...], list[Tensor]] = defaultdict(list)
         for param in dense:
             kind = torch.nn.Parameter if type(param) is Tensor else type(param)
-            alike[kind, param.device, param.dtype].append(param)
+            # The norms of shards are reduced together if they are sharded alike.
+            sharding = (
+                (getattr(param, name, None) for name in ("device_mesh", "placements"))
+                if way == "fused"
+                else ()
+            )
+            alike[kind, param.device, param.dtype, *sharding].append(param)
         for tensors in alike.values():
-            yield from _filled(tensors)
+            # A fused update has no temporaries to keep small.
+            yield from [tensors] if way == "fused" else _filled(tensors)
 
 
 def as_real(tensor: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ class SGDSaI(MultiTensorOptimizer):
     stays in the graph, which then reads every gradient once more; `compiled=True` avoids that.
     """
 
+    kernels = "sgd_sai"
+
     def __init__(
         self,
         params: ParamsT,

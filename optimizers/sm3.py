@@ -59,6 +59,7 @@ class SM3(MultiTensorOptimizer):
 
     takes_sparse = True
     sees_axes = True
+    kernels = "sm3"
 
     def __init__(
         self,

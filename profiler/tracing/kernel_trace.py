@@ -247,7 +247,7 @@ def _operation(func: Any) -> _Operation:
     name = schema.name.removeprefix("aten::")
     return _Operation(
         name=name,
-        runs=func.namespace == "aten"
+        runs=func.namespace in ("aten", "optprof")
         and name not in _NOT_RUN
         and torch.Tag.inplace_view not in func.tags,
         has_scalars="ScalarList" in func._overloadname,
