@@ -42,7 +42,7 @@ WAYS: dict[str, dict[str, bool]] = {
 
 
 def _ways(factory: type[Optimizer]) -> list[str]:
-    return [way for way in WAYS if way != "fused" or factory in (SM3, LAMB16)]
+    return [way for way in WAYS if way != "fused" or factory in (SGDSaI, SM3, LAMB16)]
 
 
 @pytest.fixture(
