@@ -93,6 +93,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     ),
     "lamb": CatalogueEntry(
         factory="optprof.optimizers.lamb:LAMB",
+        fused_on=("cpu",),
         summary="Adam's step, rescaled tensor by tensor to the norm of the weights",
         paper="https://arxiv.org/abs/1904.00962",
         state=(
@@ -111,6 +112,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     ),
     "sgd-sai": CatalogueEntry(
         factory="optprof.optimizers.sgd_sai:SGDSaI",
+        fused_on=("cpu",),
         summary="SGD with momentum, scaled once by the first gradient's signal-to-noise ratio",
         paper="https://arxiv.org/abs/2412.11768",
         state=(

@@ -11,7 +11,9 @@ the first that is not zero:
 
 # pyright: reportPrivateImportUsage=false
 
+import ctypes
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,12 +21,21 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import ParamsT
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from . import fused
 from .arguments import require_fraction, require_not_negative
 from .bucket import Bucket, Options, State, average, descend, is_nonzero
 from .loading import Shapes, lasting
 from .multi_tensor import MultiTensorOptimizer
 from .reductions import deviation, l2_norms, resolution
 from .sharded import is_sharded, whole
+
+_KERNELS = Path(__file__).with_suffix(".cpp")
+
+
+class _Numbers(ctypes.Structure):
+    """The kernel's numbers, by their names in the C++ source."""
+
+    _fields_ = tuple((name, ctypes.c_double) for name in ("taken", "kept", "rate"))
 
 
 class SGDSaI(MultiTensorOptimizer):
@@ -53,6 +64,7 @@ class SGDSaI(MultiTensorOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         compiled: bool = False,
+        fused: bool = False,
     ) -> None:
         require_not_negative(
             {"learning rate": lr, "epsilon value": eps, "weight_decay value": weight_decay}
@@ -60,7 +72,14 @@ class SGDSaI(MultiTensorOptimizer):
         require_fraction({"momentum value": momentum})
         defaults = {"lr": lr, "momentum": momentum, "eps": eps, "weight_decay": weight_decay}
         super().__init__(
-            params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled}
+            params,
+            {
+                **defaults,
+                "maximize": maximize,
+                "foreach": foreach,
+                "compiled": compiled,
+                "fused": fused,
+            },
         )
 
     @torch.no_grad()
@@ -107,6 +126,24 @@ class SGDSaI(MultiTensorOptimizer):
         if is_nonzero(weight_decay):
             torch._foreach_mul_(bucket.params, 1 - lr * weight_decay)
         descend(bucket.params, directions, lr, bucket.state("gsnr"))
+
+    def _fits_kernel(self, param: Tensor, state: State) -> bool:
+        return state["gsnr"].dim() == 0 and state.get("momentum_buffer", param).shape == param.shape
+
+    def _update_fused(self, bucket: Bucket) -> None:
+        options, lr = bucket.options, float(bucket.options["lr"])
+        momentum, kept = options["momentum"], 1 - lr * options["weight_decay"]
+        update = fused.kernel(_KERNELS, "update", bucket.params[0].dtype)
+        ratios = torch.stack(bucket.state("gsnr")).tolist()
+        for param, grad, state, ratio in zip(
+            bucket.params, bucket.grads, bucket.states, ratios, strict=True
+        ):
+            update(
+                *fused.addresses(param, grad, state["momentum_buffer"] if momentum else None),
+                ctypes.c_int64(param.numel()),
+                ctypes.byref(_Numbers(taken=1 - momentum, kept=kept, rate=lr * ratio)),
+                fused.threads(param),
+            )
 
 
 SGDBoost = SGDSaI
