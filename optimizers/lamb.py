@@ -13,15 +13,18 @@ by element:
 
 # pyright: reportPrivateImportUsage=false
 
+import ctypes
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import fused
 from .arguments import require_betas, require_not_negative, require_positive
 from .bucket import (
     Bucket,
@@ -54,6 +57,20 @@ PRESETS = {
     "nvidia": {**PAPER, "max_grad_norm": 1.0, "adapts_without_decay": False},
 }
 
+_KERNELS = Path(__file__).with_suffix(".cpp")
+
+
+class _Numbers(ctypes.Structure):
+    """The kernel's numbers, by their names in the C++ source."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_double)
+        for name in (
+            *("lr", "eps", "weight_decay", "first_taken", "second_taken"),
+            *("first_divisor", "root_divisor", "max_weight_norm", "trust_clip"),
+        )
+    )
+
 
 class LAMB(MultiTensorOptimizer):
     """Adam with layer-wise adaptation, for large batches.
@@ -72,8 +89,8 @@ class LAMB(MultiTensorOptimizer):
     The state is `exp_avg` and `exp_avg_sq`, shaped like the parameter, and with bias correction
     `step`, a float32 scalar on the host. Moments, directions and norms are float32 or wider: in
     bfloat16 0.999 v rounds back to v, which would never fall, and in float16 the squares of small
-    gradients are 0. A step needs one such temporary as large as the bucket's parameters, and a copy
-    of the gradients if it clips them.
+    gradients are 0. A step needs one such temporary as large as the bucket's parameters, which a
+    `fused` step does not, and a copy of the gradients if it clips them.
     """
 
     kernels = "lamb"
@@ -95,6 +112,7 @@ class LAMB(MultiTensorOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         compiled: bool = False,
+        fused: bool = False,
     ) -> None:
         require_not_negative(
             {"learning rate": lr, "epsilon value": eps, "weight_decay value": weight_decay}
@@ -128,7 +146,14 @@ class LAMB(MultiTensorOptimizer):
         }
         super().__init__(
             params,
-            {**defaults, **choices, "maximize": maximize, "foreach": foreach, "compiled": compiled},
+            {
+                **defaults,
+                **choices,
+                "maximize": maximize,
+                "foreach": foreach,
+                "compiled": compiled,
+                "fused": fused,
+            },
         )
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
@@ -203,6 +228,36 @@ class LAMB(MultiTensorOptimizer):
             bucket.options["lr"],
             _trust_ratios(bucket.params, directions, choices) if adapts else None,
         )
+
+    def _fits_kernel(self, param: Tensor, state: State) -> bool:
+        return all(state[key].shape == param.shape for key in ("exp_avg", "exp_avg_sq"))
+
+    def _update_fused(self, bucket: Bucket) -> None:
+        options, choices = bucket.options, _choices(bucket.options)
+        (beta1, beta2), weight_decay = options["betas"], options["weight_decay"]
+        update = fused.kernel(_KERNELS, "update", bucket.params[0].dtype)
+        ones = [1.0] * len(bucket.params)
+        corrections = (bucket.numbers.get(name, ones) for name in ("first", "second"))
+        numbers = _Numbers(
+            lr=float(options["lr"]),
+            eps=options["eps"],
+            weight_decay=weight_decay,
+            first_taken=1 - beta1,
+            second_taken=1 - beta2,
+            max_weight_norm=choices["max_weight_norm"],
+            trust_clip=choices["trust_clip"],
+        )
+        for param, grad, state, first, second in zip(
+            bucket.params, bucket.grads, bucket.states, *corrections, strict=True
+        ):
+            numbers.first_divisor, numbers.root_divisor = float(first), float(second) ** 0.5
+            update(
+                *fused.addresses(param, grad, state["exp_avg"], state["exp_avg_sq"]),
+                ctypes.c_int64(param.numel()),
+                ctypes.byref(numbers),
+                int(bool(weight_decay or choices["adapts_without_decay"])),
+                fused.threads(param),
+            )
 
 
 def _choices(options: Options) -> dict[str, Any]:

@@ -41,17 +41,13 @@ WAYS: dict[str, dict[str, bool]] = {
 }
 
 
-def _ways(factory: type[Optimizer]) -> list[str]:
-    return [way for way in WAYS if way != "fused" or factory in (SGDSaI, SM3, LAMB16)]
-
-
 @pytest.fixture(
     params=[
         pytest.param(
             (name, way), id=f"{name} {way}", marks=[pytest.mark.compiler] if way == "fused" else []
         )
-        for name, (factory, _) in SETTINGS.items()
-        for way in _ways(factory)
+        for name in SETTINGS
+        for way in WAYS
     ]
 )
 def ours(request: pytest.FixtureRequest) -> partial[Any]:
