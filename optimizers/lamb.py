@@ -42,6 +42,7 @@ from .loading import Shapes
 from .multi_tensor import MultiTensorOptimizer, as_real
 from .reductions import l2_norms
 from .sharded import whole
+from .ways import chosen_way
 
 # The choices in which the lineages of LAMB differ.
 PAPER = {
@@ -171,20 +172,21 @@ class LAMB(MultiTensorOptimizer):
     def _required(self, param: Tensor, options: Options, names: Collection[str]) -> set[str]:
         del param, names
         moments = {"exp_avg", "exp_avg_sq"}
-        return moments | {"step"} if _choices(options)["bias_correction"] else moments
+        return moments | {"step"} if choices_of(options)["bias_correction"] else moments
 
     def _buckets(self) -> Iterator[Bucket]:
         """Yield the buckets, with their gradients clipped if the options say so."""
         norm = None
         for bucket in super()._buckets():
-            limit = _choices(bucket.options)["max_grad_norm"]
+            limit = choices_of(bucket.options)["max_grad_norm"]
             if limit < inf:
                 norm = self._gradient_norm() if norm is None else norm
                 factor = to_device((limit / norm).clamp(max=1.0), bucket.grads[0].device).to(
                     bucket.grads[0].dtype
                 )
-                bucket = replace(bucket, grads=torch._foreach_mul(bucket.grads, factor))
-            yield bucket
+                bucket = replace(bucket, options={**bucket.options, "clip": factor})
+            # A fused update multiplies the gradients as it reads them.
+            yield bucket if chosen_way(bucket.options) == "fused" else _clipped(bucket)
 
     def _gradient_norm(self) -> Tensor:
         params = [param for group in self.param_groups for param in group["params"]]
@@ -197,7 +199,7 @@ class LAMB(MultiTensorOptimizer):
 
     def _prepare(self, bucket: Bucket) -> Bucket:
         """Count the step, and compute the divisors of the bias correction."""
-        if not _choices(bucket.options)["bias_correction"]:
+        if not choices_of(bucket.options)["bias_correction"]:
             return bucket
         for state in bucket.states:
             if "step" not in state:
@@ -217,23 +219,25 @@ class LAMB(MultiTensorOptimizer):
         )
 
     def _update(self, bucket: Bucket) -> None:
-        weight_decay, choices = bucket.options["weight_decay"], _choices(bucket.options)
+        bucket = _clipped(bucket)
+        weight_decay, choices = bucket.options["weight_decay"], choices_of(bucket.options)
         directions = _adam_directions(bucket)
         if is_nonzero(weight_decay):
             descend(directions, bucket.params, -weight_decay)
-        adapts = is_nonzero(weight_decay) or choices["adapts_without_decay"]
-        descend(
-            bucket.params,
-            directions,
-            bucket.options["lr"],
-            _trust_ratios(bucket.params, directions, choices) if adapts else None,
-        )
+        ratios = None
+        if is_nonzero(weight_decay) or choices["adapts_without_decay"]:
+            weight_norms, direction_norms = (
+                torch.stack(_norms(each)) for each in (bucket.params, directions)
+            )
+            ratios = trust_ratios(weight_norms, direction_norms, choices).unbind()
+        descend(bucket.params, directions, bucket.options["lr"], ratios)
 
     def _fits_kernel(self, param: Tensor, state: State) -> bool:
         return all(state[key].shape == param.shape for key in ("exp_avg", "exp_avg_sq"))
 
     def _update_fused(self, bucket: Bucket) -> None:
-        options, choices = bucket.options, _choices(bucket.options)
+        bucket = _clipped(bucket)
+        options, choices = bucket.options, choices_of(bucket.options)
         (beta1, beta2), weight_decay = options["betas"], options["weight_decay"]
         update = fused.kernel(_KERNELS, "update", bucket.params[0].dtype)
         ones = [1.0] * len(bucket.params)
@@ -260,7 +264,16 @@ class LAMB(MultiTensorOptimizer):
             )
 
 
-def _choices(options: Options) -> dict[str, Any]:
+def _clipped(bucket: Bucket) -> Bucket:
+    """Return the bucket with its gradients multiplied by the factor "clip" of its options."""
+    options = {**bucket.options}
+    factor = options.pop("clip", None)
+    if factor is None:
+        return bucket
+    return replace(bucket, grads=torch._foreach_mul(bucket.grads, factor), options=options)
+
+
+def choices_of(options: Options) -> dict[str, Any]:
     """Return the preset's choices, overridden by the options that are not None."""
     return {
         name: value if options[name] is None else options[name]
@@ -290,15 +303,13 @@ def _adam_directions(bucket: Bucket) -> Tensors:
     return directions
 
 
-def _trust_ratios(params: Tensors, directions: Tensors, choices: dict[str, Any]) -> Tensors:
-    weight_norms, direction_norms = (
-        torch.stack(_norms(tensors)) for tensors in (params, directions)
-    )
+def trust_ratios(weight_norms: Tensor, direction_norms: Tensor, choices: dict[str, Any]) -> Tensor:
+    """Return phi from the norms of each parameter's weights and direction."""
     weight_norms = weight_norms.clamp(max=choices["max_weight_norm"])
     ratios = torch.where(
         (weight_norms != 0) & (direction_norms != 0), weight_norms / direction_norms, 1.0
     )
-    return ratios.clamp(max=choices["trust_clip"]).unbind()
+    return ratios.clamp(max=choices["trust_clip"])
 
 
 def _norms(tensors: Tensors) -> list[Tensor]:
