@@ -1,13 +1,14 @@
 """Our optimizers in the settings of torch's conformance tests."""
 
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from torch.optim.optimizer import Optimizer
 
-from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI, fused
 
 SETTINGS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "sgd-sai": (SGDSaI, {"lr": 1e-4}),
@@ -38,11 +39,33 @@ WAYS: dict[str, dict[str, bool]] = {
     "loop": {"foreach": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
+    # CUDA's kernels, interpreted on CPU tensors.
+    "triton": {"fused": True},
 }
 
 
-def _ways(factory: type[Optimizer]) -> list[str]:
-    return [way for way in WAYS if way != "fused" or factory in (SGDSaI, SM3, LAMB16)]
+def _ways(factory: Any) -> list[str]:
+    ways = ["loop", "foreach"]
+    if factory in (SGDSaI, SM3, LAMB16):
+        ways.append("fused")
+    if has_triton_kernels(factory):
+        ways.append("triton")
+    return ways
+
+
+def has_triton_kernels(factory: Any) -> bool:
+    """Return whether the kernels of one of ours for CUDA can run here."""
+    return (
+        find_spec("triton") is not None
+        and bool(factory.kernels)
+        and find_spec(f"{fused.__package__}.cuda.{factory.kernels}") is not None
+    )
+
+
+@pytest.fixture
+def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run fused steps on a CPU by CUDA's kernels, interpreted."""
+    monkeypatch.setitem(fused.KERNELS, "cpu", "triton")
 
 
 @pytest.fixture(
@@ -57,5 +80,7 @@ def _ways(factory: type[Optimizer]) -> list[str]:
 def ours(request: pytest.FixtureRequest) -> partial[Any]:
     """Return one of ours with its options, in each way to run it."""
     name, way = request.param
+    if way == "triton":
+        request.getfixturevalue("by_triton")
     factory, options = SETTINGS[name]
     return partial(factory, **options, **WAYS[way])
