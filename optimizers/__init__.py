@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         goes_by_names,
         implementations,
         name_of,
+        needs_compiler,
         option_defaults,
     )
     from .lamb import LAMB
@@ -42,6 +43,7 @@ __all__ = [
     "goes_by_names",
     "implementations",
     "name_of",
+    "needs_compiler",
     "option_defaults",
     "parse",
     "parse_list",

@@ -103,7 +103,6 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     ),
     "lamb16": CatalogueEntry(
         factory="optprof.optimizers.lamb16:LAMB16",
-        fused_on=("cpu",),
         summary="LAMB with both moments in float8",
         paper="https://github.com/vxst/LAMB16",
         state="2 bytes a parameter and 12 a tensor, 8 with scale=upstream",
@@ -121,7 +120,6 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     ),
     "sm3": CatalogueEntry(
         factory="optprof.optimizers.sm3:SM3",
-        fused_on=("cpu",),
         summary="Adagrad with one accumulator an axis",
         paper="https://arxiv.org/abs/1901.11150",
         state=(

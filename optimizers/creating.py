@@ -16,6 +16,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from .catalogue import CATALOGUE, available, find
 from .entries import CatalogueEntry, Factory
+from .kernels import can_compile
 from .spec import (
     Parameters,
     defaults,
@@ -67,8 +68,9 @@ def implementations(spec: str, device: str | None = None) -> tuple[Implementatio
 def default_implementation(spec: str, device: str) -> Implementation:
     """Return how an optimizer's step runs on a type of device by default.
 
-    Its text or its constructor decides. If they leave it open it is as torch settles it: foreach on
-    CUDA and the loop on a CPU; for Adafactor the loop on both.
+    Its text or its constructor decides. If they leave it open, CUDA has what torch chooses there:
+    foreach, for Adafactor the loop. A CPU has the fused step of torch's optimizers and of ours, the
+    fastest, if these options have one and ours finds a C++ compiler; else the loop.
     """
     request = _read(spec, {})
     # A parameter with a value, because a constructor may read it.
@@ -81,8 +83,35 @@ def default_implementation(spec: str, device: str) -> Implementation:
             options.get("fused") is False and defaults(request.known).get("fused", False) is None
         )
         opens_foreach = request.entry.foreach_by_default and not unfused
-        way = "foreach" if device != "cpu" and opens_foreach else "loop"
+        if device == "cpu":
+            is_fused = _is_fused_on_cpu(request) and not needs_compiler(spec)
+            way = "fused" if is_fused else "loop"
+        else:
+            way = "foreach" if opens_foreach else "loop"
     return way if way != "foreach" or "foreach" in request.ways else "loop"
+
+
+def needs_compiler(spec: str, **options: Any) -> bool:
+    """Return whether an optimizer's step would be fused on a CPU if there were a C++ compiler."""
+    request = _read(spec, options)
+    is_ours = request.entry.package == "optprof"
+    return is_ours and _is_fused_on_cpu(request) and not can_compile()
+
+
+def _is_fused_on_cpu(request: _Request) -> bool:
+    """Return whether torch's or our optimizer has a fused step on a CPU with these options."""
+    # How other packages and the user's own classes run fused steps is not known.
+    if request.entry.package not in ("torch", "optprof") or "fused" not in request.ways:
+        return False
+    if not _has_way(request.entry, "fused", "cpu"):
+        return False
+    param = torch.nn.Parameter(torch.ones(1, 1))
+    try:
+        create(request.name, [param], implementation="fused", **request.options)
+    except (ValueError, RuntimeError):
+        # The text says fused=False, or has an option such as differentiable=True.
+        return False
+    return True
 
 
 # Where our classes that are not in the catalogue can be imported from in every release.

@@ -186,6 +186,23 @@ def _compiler() -> list[str]:
     )
 
 
+def can_compile() -> bool:
+    """Return whether this machine has a C++ compiler that takes the flags of the kernels."""
+    return _takes_flags(os.environ.get("CXX"), os.environ.get("PATH"))
+
+
+@functools.cache
+def _takes_flags(cxx: str | None, path: str | None) -> bool:
+    del cxx, path  # the result depends on them
+    try:
+        command = [*_compiler(), *_FLAGS, "-fsyntax-only", "-x", "c++", "-"]
+        # Apple's clang++ is a compiler without OpenMP.
+        done = subprocess.run(command, input=b"#include <omp.h>", capture_output=True, check=False)
+    except (RuntimeError, OSError):
+        return False
+    return done.returncode == 0
+
+
 def _compile(command: list[str], source: Path, temporary: str) -> None:
     # The compiler's temporary files are removed with the folder.
     environment = {**os.environ, "TMPDIR": temporary}

@@ -13,15 +13,18 @@ by element:
 
 # pyright: reportPrivateImportUsage=false
 
+import ctypes
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import fused
 from .arguments import require_betas, require_not_negative, require_positive
 from .bucket import (
     Bucket,
@@ -39,6 +42,7 @@ from .loading import Shapes
 from .multi_tensor import MultiTensorOptimizer, as_real
 from .reductions import l2_norms
 from .sharded import whole
+from .ways import chosen_way
 
 # The choices in which the lineages of LAMB differ.
 PAPER = {
@@ -53,6 +57,20 @@ PRESETS = {
     "cybertronai": {**PAPER, "bias_correction": False, "max_weight_norm": 10.0},
     "nvidia": {**PAPER, "max_grad_norm": 1.0, "adapts_without_decay": False},
 }
+
+_KERNELS = Path(__file__).with_suffix(".cpp")
+
+
+class _Numbers(ctypes.Structure):
+    """The kernel's numbers, by their names in the C++ source."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_double)
+        for name in (
+            *("lr", "eps", "weight_decay", "first_taken", "second_taken"),
+            *("first_divisor", "root_divisor", "max_weight_norm", "trust_clip"),
+        )
+    )
 
 
 class LAMB(MultiTensorOptimizer):
@@ -72,8 +90,8 @@ class LAMB(MultiTensorOptimizer):
     The state is `exp_avg` and `exp_avg_sq`, shaped like the parameter, and with bias correction
     `step`, a float32 scalar on the host. Moments, directions and norms are float32 or wider: in
     bfloat16 0.999 v rounds back to v, which would never fall, and in float16 the squares of small
-    gradients are 0. A step needs one such temporary as large as the bucket's parameters, and a copy
-    of the gradients if it clips them.
+    gradients are 0. A step needs one such temporary as large as the bucket's parameters, which a
+    `fused` step does not, and a copy of the gradients if it clips them.
     """
 
     kernels = "lamb"
@@ -95,6 +113,7 @@ class LAMB(MultiTensorOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         compiled: bool = False,
+        fused: bool = False,
     ) -> None:
         require_not_negative(
             {"learning rate": lr, "epsilon value": eps, "weight_decay value": weight_decay}
@@ -128,7 +147,14 @@ class LAMB(MultiTensorOptimizer):
         }
         super().__init__(
             params,
-            {**defaults, **choices, "maximize": maximize, "foreach": foreach, "compiled": compiled},
+            {
+                **defaults,
+                **choices,
+                "maximize": maximize,
+                "foreach": foreach,
+                "compiled": compiled,
+                "fused": fused,
+            },
         )
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
@@ -146,20 +172,21 @@ class LAMB(MultiTensorOptimizer):
     def _required(self, param: Tensor, options: Options, names: Collection[str]) -> set[str]:
         del param, names
         moments = {"exp_avg", "exp_avg_sq"}
-        return moments | {"step"} if _choices(options)["bias_correction"] else moments
+        return moments | {"step"} if choices_of(options)["bias_correction"] else moments
 
     def _buckets(self) -> Iterator[Bucket]:
         """Yield the buckets, with their gradients clipped if the options say so."""
         norm = None
         for bucket in super()._buckets():
-            limit = _choices(bucket.options)["max_grad_norm"]
+            limit = choices_of(bucket.options)["max_grad_norm"]
             if limit < inf:
                 norm = self._gradient_norm() if norm is None else norm
                 factor = to_device((limit / norm).clamp(max=1.0), bucket.grads[0].device).to(
                     bucket.grads[0].dtype
                 )
-                bucket = replace(bucket, grads=torch._foreach_mul(bucket.grads, factor))
-            yield bucket
+                bucket = replace(bucket, options={**bucket.options, "clip": factor})
+            # A fused update multiplies the gradients as it reads them.
+            yield bucket if chosen_way(bucket.options) == "fused" else _clipped(bucket)
 
     def _gradient_norm(self) -> Tensor:
         params = [param for group in self.param_groups for param in group["params"]]
@@ -172,7 +199,7 @@ class LAMB(MultiTensorOptimizer):
 
     def _prepare(self, bucket: Bucket) -> Bucket:
         """Count the step, and compute the divisors of the bias correction."""
-        if not _choices(bucket.options)["bias_correction"]:
+        if not choices_of(bucket.options)["bias_correction"]:
             return bucket
         for state in bucket.states:
             if "step" not in state:
@@ -192,20 +219,61 @@ class LAMB(MultiTensorOptimizer):
         )
 
     def _update(self, bucket: Bucket) -> None:
-        weight_decay, choices = bucket.options["weight_decay"], _choices(bucket.options)
+        bucket = _clipped(bucket)
+        weight_decay, choices = bucket.options["weight_decay"], choices_of(bucket.options)
         directions = _adam_directions(bucket)
         if is_nonzero(weight_decay):
             descend(directions, bucket.params, -weight_decay)
-        adapts = is_nonzero(weight_decay) or choices["adapts_without_decay"]
-        descend(
-            bucket.params,
-            directions,
-            bucket.options["lr"],
-            _trust_ratios(bucket.params, directions, choices) if adapts else None,
+        ratios = None
+        if is_nonzero(weight_decay) or choices["adapts_without_decay"]:
+            weight_norms, direction_norms = (
+                torch.stack(_norms(each)) for each in (bucket.params, directions)
+            )
+            ratios = trust_ratios(weight_norms, direction_norms, choices).unbind()
+        descend(bucket.params, directions, bucket.options["lr"], ratios)
+
+    def _fits_kernel(self, param: Tensor, state: State) -> bool:
+        return all(state[key].shape == param.shape for key in ("exp_avg", "exp_avg_sq"))
+
+    def _update_fused(self, bucket: Bucket) -> None:
+        bucket = _clipped(bucket)
+        options, choices = bucket.options, choices_of(bucket.options)
+        (beta1, beta2), weight_decay = options["betas"], options["weight_decay"]
+        update = fused.kernel(_KERNELS, "update", bucket.params[0].dtype)
+        ones = [1.0] * len(bucket.params)
+        corrections = (bucket.numbers.get(name, ones) for name in ("first", "second"))
+        numbers = _Numbers(
+            lr=float(options["lr"]),
+            eps=options["eps"],
+            weight_decay=weight_decay,
+            first_taken=1 - beta1,
+            second_taken=1 - beta2,
+            max_weight_norm=choices["max_weight_norm"],
+            trust_clip=choices["trust_clip"],
         )
+        for param, grad, state, first, second in zip(
+            bucket.params, bucket.grads, bucket.states, *corrections, strict=True
+        ):
+            numbers.first_divisor, numbers.root_divisor = float(first), float(second) ** 0.5
+            update(
+                *fused.addresses(param, grad, state["exp_avg"], state["exp_avg_sq"]),
+                ctypes.c_int64(param.numel()),
+                ctypes.byref(numbers),
+                int(bool(weight_decay or choices["adapts_without_decay"])),
+                fused.threads(param),
+            )
 
 
-def _choices(options: Options) -> dict[str, Any]:
+def _clipped(bucket: Bucket) -> Bucket:
+    """Return the bucket with its gradients multiplied by the factor "clip" of its options."""
+    options = {**bucket.options}
+    factor = options.pop("clip", None)
+    if factor is None:
+        return bucket
+    return replace(bucket, grads=torch._foreach_mul(bucket.grads, factor), options=options)
+
+
+def choices_of(options: Options) -> dict[str, Any]:
     """Return the preset's choices, overridden by the options that are not None."""
     return {
         name: value if options[name] is None else options[name]
@@ -235,15 +303,13 @@ def _adam_directions(bucket: Bucket) -> Tensors:
     return directions
 
 
-def _trust_ratios(params: Tensors, directions: Tensors, choices: dict[str, Any]) -> Tensors:
-    weight_norms, direction_norms = (
-        torch.stack(_norms(tensors)) for tensors in (params, directions)
-    )
+def trust_ratios(weight_norms: Tensor, direction_norms: Tensor, choices: dict[str, Any]) -> Tensor:
+    """Return phi from the norms of each parameter's weights and direction."""
     weight_norms = weight_norms.clamp(max=choices["max_weight_norm"])
     ratios = torch.where(
         (weight_norms != 0) & (direction_norms != 0), weight_norms / direction_norms, 1.0
     )
-    return ratios.clamp(max=choices["trust_clip"]).unbind()
+    return ratios.clamp(max=choices["trust_clip"])
 
 
 def _norms(tensors: Tensors) -> list[Tensor]:

@@ -128,21 +128,20 @@ class SGDSaI(MultiTensorOptimizer):
         descend(bucket.params, directions, lr, bucket.state("gsnr"))
 
     def _fits_kernel(self, param: Tensor, state: State) -> bool:
-        return state.get("momentum_buffer", param).shape == param.shape
+        return state["gsnr"].dim() == 0 and state.get("momentum_buffer", param).shape == param.shape
 
     def _update_fused(self, bucket: Bucket) -> None:
-        lr, momentum, weight_decay = (
-            float(bucket.options[name]) for name in ("lr", "momentum", "weight_decay")
-        )
+        options, lr = bucket.options, float(bucket.options["lr"])
+        momentum, kept = options["momentum"], 1 - lr * options["weight_decay"]
         update = fused.kernel(_KERNELS, "update", bucket.params[0].dtype)
-        for param, grad, state in zip(bucket.params, bucket.grads, bucket.states, strict=True):
-            numbers = _Numbers(
-                taken=1 - momentum, kept=1 - lr * weight_decay, rate=lr * float(state["gsnr"])
-            )
+        ratios = torch.stack(bucket.state("gsnr")).tolist()
+        for param, grad, state, ratio in zip(
+            bucket.params, bucket.grads, bucket.states, ratios, strict=True
+        ):
             update(
                 *fused.addresses(param, grad, state["momentum_buffer"] if momentum else None),
                 ctypes.c_int64(param.numel()),
-                ctypes.byref(numbers),
+                ctypes.byref(_Numbers(taken=1 - momentum, kept=kept, rate=lr * ratio)),
                 fused.threads(param),
             )
 

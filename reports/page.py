@@ -23,7 +23,7 @@ from .arithmetic.reproduction import (
 from .document import Block, Document, Note, Section
 from .failing import remedies, sentences, title, unfinished_text
 from .help import explained, meanings
-from .phrases import missing_text, noise_note, unlike_text
+from .phrases import missing_text, noise_note, unlike_text, unpaced_text
 from .pictures import icicle, pictures
 from .pictures.charts import Chart
 from .pictures.picture import Drawing, Picture
@@ -144,7 +144,7 @@ def _verdict(findings: Findings) -> Section:
         lambda units: " ".join([*sentences(findings, units), verdict(findings, units)]).strip()
     )
     commands = remedies(findings)
-    notes = [missing_text(findings), unlike_text(findings.savings)]
+    notes = [missing_text(findings), unlike_text(findings.savings), unpaced_text(findings)]
     groups = {name: [tuple(group)] for name, group in cards(findings).items()}
     blocks = [
         Note(unfinished_text(findings.unfinished), "failed"),

@@ -9,7 +9,7 @@ from .arithmetic.entries import Setting, failures
 from .arithmetic.findings import Findings
 from .arithmetic.peaks import Peak
 from .arithmetic.ratios import Ratio
-from .arithmetic.savings import USUAL, Saving, without_baseline
+from .arithmetic.savings import USUAL, Saving, unpaced, without_baseline
 from .arithmetic.times import (
     NOISY,
     PHASES,
@@ -96,8 +96,26 @@ def unlike_text(rows: Sequence[Saving]) -> str:
         for (own, other), names in labels.items()
     ]
     return (
-        f"Compared across implementations: {'; '.join(pairs)}. The run has no result of {baseline}"
-        " with the same implementation."
+        f"States and peaks are compared across implementations: {'; '.join(pairs)}. The run has no"
+        f" result of {baseline} with the same implementation."
+        if pairs
+        else ""
+    )
+
+
+def unpaced_text(findings: Findings) -> str:
+    """The optimizers whose steps were timed another way than the baseline's; empty for none."""
+    labels: dict[tuple[str, str], list[str]] = {}
+    for pair in unpaced(findings.entries, findings.baseline):
+        ways = [each.times_from.scenario.implementation for each in pair if each.times_from]
+        labels.setdefault((ways[0], ways[1]), []).append(pair[0].label)
+    pairs = [
+        f"{listed(list(dict.fromkeys(names)))} ran as {own}, {findings.baseline} as {other}"
+        for (own, other), names in labels.items()
+    ]
+    return (
+        f"Step times are not compared: {'; '.join(pairs)}. --implementation loop times all of them"
+        " alike."
         if pairs
         else ""
     )

@@ -9,7 +9,7 @@ from .arithmetic.entries import Entry, Setting, by_setting
 from .arithmetic.findings import Findings
 from .document import Document, Note, Section
 from .failing import FINDS, remedies, sentences, unfinished_text, unfits
-from .phrases import missing_text, noise_note, unlike_text
+from .phrases import missing_text, noise_note, unlike_text, unpaced_text
 from .tables.accumulation import accumulation_tables
 from .tables.overview import failure_table
 from .tables.summary import cpu_table, summary_table, terminal_table
@@ -76,6 +76,7 @@ def terminal_summary(findings: Findings, width: int) -> Document:
         *sources(findings),
         missing_text(findings),
         unlike_text(findings.savings),
+        unpaced_text(findings),
         noise_note(findings),
         *warning_lines(findings.records),
     ]

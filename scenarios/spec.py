@@ -119,7 +119,7 @@ class Scenario:
         Implementation,
         Option(
             "How the step runs: loop, foreach, fused or compiled (measured only).",
-            unset="what torch chooses on the device",
+            unset="the optimizer's fastest on a CPU, torch's choice on CUDA",
         ),
     ] = "foreach"
     workload: Annotated[

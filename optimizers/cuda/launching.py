@@ -93,6 +93,13 @@ def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
     return pair[1]
 
 
+def new_on_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """Return numbers that change from step to step as a new float32 tensor on the device."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=torch.float32, device=device)
+    return _copied(tuple(values), torch.float32, device)[1]
+
+
 _captured: list[tuple[Tensor, Tensor]] = []
 
 

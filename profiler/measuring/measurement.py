@@ -88,12 +88,13 @@ def measure(
         )
     assert simulated is not None
     assert simulated.parameter_count is not None
-    return measure_slices(
+    record = measure_slices(
         scenario,
         budget=min(usable, SLICE_BUDGET),
         bytes_per_parameter=memory.resident / simulated.parameter_count,
         seconds=TIME_LIMIT,
     )
+    return replace(record, warnings=(*record.warnings, *_warnings(scenario)))
 
 
 def to_simulate(scenario: Scenario) -> Scenario:
@@ -164,7 +165,17 @@ def _measure_iterations(scenario: Scenario, files: Files) -> Record:
             warnings=(*watched.warnings, *harness.warnings),
         ),
         environment=environment(scenario.seed),
+        warnings=_warnings(scenario),
     )
+
+
+def _warnings(scenario: Scenario) -> tuple[str, ...]:
+    """Return the warning on a loop that would be a fused step if there were a C++ compiler."""
+    is_loop = (scenario.device, scenario.implementation) == ("cpu", "loop")
+    if not is_loop or not optimizers.needs_compiler(scenario.optimizer, **scenario.options):
+        return ()
+    missing = "fused=True, which is faster, needs a C++ compiler with OpenMP"
+    return (f"the step ran as a loop: {missing}; install g++, or set CXX",)
 
 
 _Watching = tuple[Trainer, Memory, Watched]

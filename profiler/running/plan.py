@@ -22,6 +22,7 @@ from optprof.scenarios.workpiece import build
 
 from ..allocator.settings import AllocatorSettings, from_environment
 from ..measuring.harness import require_cuda
+from ..measuring.trainer import has_sparse_layers
 from ..simulating.training import without_optimizer
 from ..training.accumulating import require_possible
 from ..training.optimizer import require_implementation
@@ -32,6 +33,8 @@ SIMULATED_STEPS = 2
 MEASURED_STEPS = 100
 # A simulated batch still has real tokens: 1 GB of them.
 MOST_TOKENS = 1 << 27
+# torch's optimizers whose loop takes sparse gradients and whose fused step refuses them.
+_LOOP_IF_SPARSE = ("adagrad", "sgd")
 # Four months.
 MOST_TIMEOUT = 1e7
 # An hour and a quarter of GPT-2, if no two scenarios share a trace of the model.
@@ -199,7 +202,23 @@ def _scenario(question: Question, device: Any) -> Scenario:
         "device": device,
     }
     steps = SIMULATED_STEPS if device == "sim" else MEASURED_STEPS
-    return Scenario(**{"steps": steps, **values, **sizes, **settled})
+    scenario = Scenario(**{"steps": steps, **values, **sizes, **settled})
+    is_open = "implementation" not in values and not written.get("fused")
+    if is_open and device == "cpu" and name in _LOOP_IF_SPARSE and _is_sparse(scenario):
+        return replace(scenario, implementation="loop")
+    return scenario
+
+
+def _is_sparse(scenario: Scenario) -> bool:
+    """Return whether a factory's model has layers with sparse gradients."""
+    if scenario.implementation != "fused" or models.describe(scenario.model) is not None:
+        return False
+    try:
+        with own_settings():
+            return has_sparse_layers(build(scenario, "meta").model)
+    except Exception:
+        # The record of its run says what is wrong.
+        return False
 
 
 def _sizes(values: Mapping[str, Any]) -> dict[str, Any]:

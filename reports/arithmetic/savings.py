@@ -122,6 +122,22 @@ def paces(entries: Sequence[Entry], baseline: str) -> list[tuple[Entry, Ratio]]:
     return ratios
 
 
+def unpaced(entries: Sequence[Entry], baseline: str) -> list[tuple[Entry, Entry]]:
+    """Return each entry without a ratio, with the baseline's entry that ran another way.
+
+    Both steps were timed on the same device.
+    """
+    pairs = []
+    for group in by_setting(entries).values():
+        timed = [(entry, clock) for entry in group if (clock := _clock(entry))]
+        of_baseline = [each for each in timed if each[0].scenario.optimizer == baseline]
+        for entry, (device, way) in timed:
+            ways = {other: standard for standard, (place, other) in of_baseline if place == device}
+            if ways and way not in ways:
+                pairs.append((entry, next(iter(ways.values()))))
+    return pairs
+
+
 def _clock(entry: Entry) -> tuple[str, str] | None:
     """Return the device and the implementation of the timed step.
 

@@ -94,18 +94,27 @@ def terminal_table(findings: Findings, group: Sequence[Entry], width: int) -> Ta
 
 
 def cpu_table(findings: Findings, group: Sequence[Entry], width: int) -> Table:
-    """The steps of one setting that a CPU took; empty without any."""
+    """The steps of one setting that a CPU took; empty without any.
+
+    A column names the implementations if they differ.
+    """
     timed = [entry for entry in group if _on("cpu")(entry)]
     against = {id(entry): ratio for entry, ratio in findings.paces}
     name = _optimizer(
         width >= WIDE, lambda entry: entry.times_from.origin if entry.times_from else entry.origin
     )
     columns = [name, ("step", partial(_step, device="cpu"))]
+    if len({_way(entry) for entry in timed}) > 1:
+        columns.insert(1, ("run as", lambda entry: Cell(text=_way(entry))))
     if any(id(entry) in against for entry in timed):
         columns.append(
             (f"time vs {shortened(findings.baseline, 16)}", partial(_pace, findings, against))
         )
     return filled([*columns, *_precise(timed)], timed)
+
+
+def _way(entry: Entry) -> str:
+    return entry.times_from.scenario.implementation if entry.times_from else ""
 
 
 def _optimizer(wide: bool, origin: Callable[[Entry], str]) -> Column:

@@ -45,12 +45,7 @@ WAYS: dict[str, dict[str, bool]] = {
 
 
 def _ways(factory: Any) -> list[str]:
-    ways = ["loop", "foreach"]
-    if factory in (SGDSaI, SM3, LAMB16):
-        ways.append("fused")
-    if has_triton_kernels(factory):
-        ways.append("triton")
-    return ways
+    return [way for way in WAYS if way != "triton" or has_triton_kernels(factory)]
 
 
 def has_triton_kernels(factory: Any) -> bool:
@@ -73,8 +68,8 @@ def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(
             (name, way), id=f"{name} {way}", marks=[pytest.mark.compiler] if way == "fused" else []
         )
-        for name, (factory, _) in SETTINGS.items()
-        for way in _ways(factory)
+        for name in SETTINGS
+        for way in WAYS
     ]
 )
 def ours(request: pytest.FixtureRequest) -> partial[Any]:

@@ -10,25 +10,31 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from optprof.optimizers import LAMB16, SM3, SGDSaI, fused
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI, fused
 
 pytestmark = pytest.mark.compiler
 
 # A few long rows, which threads share by columns, many short rows, several axes, and sizes that no
 # vector's length divides.
 SHAPES = [(256, 128), (3, 20_000), (20_000, 3), (70_001,), (24, 16, 3, 3), (7,), (1, 1), ()]
+OURS = [SM3, LAMB16, SGDSaI, LAMB]
 WITH_KERNELS = pytest.mark.parametrize(
     ("factory", "options"),
     [
-        (SGDSaI, {}),
-        (SGDSaI, {"lr": 1e-4, "momentum": 0.0, "weight_decay": 0.0, "maximize": True}),
-        (SGDSaI, {"momentum": 0.5, "weight_decay": 0.1, "lr": torch.tensor(1e-4)}),
         (SM3, {}),
         (SM3, {"momentum": 0.9, "maximize": True}),
         (SM3, {"momentum": 0.5, "beta": 0.9, "eps": 1e-6, "lr": torch.tensor(0.05)}),
         (LAMB16, {}),
         (LAMB16, {"weight_decay": 0.1, "lr": 0.1, "maximize": True}),
         (LAMB16, {"betas": (0.8, 0.95), "eps": 0.1, "trust_scale": 0.5, "lr": torch.tensor(0.01)}),
+        (SGDSaI, {}),
+        (SGDSaI, {"momentum": 0.0, "lr": 1e-3, "maximize": True}),
+        (SGDSaI, {"momentum": 0.5, "weight_decay": 0.5, "lr": torch.tensor(1e-4)}),
+        (LAMB, {}),
+        (LAMB, {"preset": "cybertronai", "weight_decay": 0.1, "maximize": True}),
+        (LAMB, {"preset": "nvidia", "lr": torch.tensor(0.01)}),
+        (LAMB, {"preset": "nvidia", "weight_decay": 0.1, "trust_clip": 1.0}),
+        (LAMB, {"betas": (0.3, 0.5), "max_weight_norm": 2.0, "trust_clip": 0.5, "lr": 0.1}),
     ],
 )
 
@@ -169,7 +175,7 @@ def test_every_code_is_read_and_written_as_the_loop_does() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB16])
+@pytest.mark.parametrize("factory", OURS)
 def test_nan_spreads_as_far_as_in_the_loop(factory: Any, value: float) -> None:
     reached = []
     for way in ({"foreach": False}, {"fused": True}):
@@ -200,7 +206,7 @@ def transposed_gradient(shape: tuple[int, ...]) -> tuple[Parameter, Tensor]:
 
 
 @pytest.mark.parametrize("make", [transposed, transposed_gradient])
-@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB16])
+@pytest.mark.parametrize("factory", OURS)
 def test_tensors_that_are_not_contiguous_are_stepped_by_the_loop(
     factory: Any, make: Callable[..., Any]
 ) -> None:
@@ -254,7 +260,7 @@ def test_a_parameter_with_the_accumulator_of_its_rows_alone_takes_dense_gradient
 
 @pytest.mark.parametrize("later", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("factory", "options"), [(SGDSaI, {}), (SM3, {"momentum": 0.9}), (LAMB16, {})]
+    ("factory", "options"), [(SM3, {"momentum": 0.9}), (LAMB16, {}), (SGDSaI, {}), (LAMB, {})]
 )
 def test_parameters_may_change_their_dtype_without_their_state(
     factory: Any, options: dict[str, Any], later: torch.dtype
@@ -273,7 +279,7 @@ def test_parameters_may_change_their_dtype_without_their_state(
     torch.testing.assert_close(results[0], results[1])
 
 
-@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB16])
+@pytest.mark.parametrize("factory", OURS)
 def test_a_parameter_that_has_another_shape_than_its_state_is_refused(factory: Any) -> None:
     param = Parameter(torch.randn(4, 3))
     optimizer = factory([param], fused=True)
@@ -285,7 +291,7 @@ def test_a_parameter_that_has_another_shape_than_its_state_is_refused(factory: A
         optimizer.step()
 
 
-@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB16])
+@pytest.mark.parametrize("factory", OURS)
 def test_a_fused_step_holds_no_temporaries_and_bumps_the_version_that_autograd_watches(
     factory: Any,
 ) -> None:
@@ -306,7 +312,7 @@ def test_a_fused_step_holds_no_temporaries_and_bumps_the_version_that_autograd_w
     assert params[0]._version > version
 
 
-@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB16])
+@pytest.mark.parametrize("factory", OURS)
 def test_ways_exclude_each_other(factory: Any) -> None:
     params = [Parameter(torch.ones(1))]
     with pytest.raises(ValueError, match="foreach=True and fused=True are two ways"):
@@ -328,7 +334,7 @@ class Elsewhere(Parameter):
     device = torch.device("xpu")  # pyright: ignore[reportAssignmentType]
 
 
-@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB16])
+@pytest.mark.parametrize("factory", OURS)
 def test_a_device_without_a_kernel_is_refused_and_the_group_is_not_added(factory: Any) -> None:
     optimizer = factory([Parameter(torch.ones(1))], fused=True)
     with pytest.raises(

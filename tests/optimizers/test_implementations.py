@@ -191,7 +191,47 @@ def test_the_options_of_ours_choose_as_torchs_do(
 def test_on_a_device_without_foreach_none_is_the_loop(name: str, kernels: Counter[str]) -> None:
     assert ran(name, kernels) == "loop"
     assert ran(name, kernels, foreach=True) == "foreach"
-    assert optimizers.default_implementation(name, "cpu") == "loop"
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("name", optimizers.available("optprof", "torch"))
+def test_on_a_cpu_a_step_is_fused_by_default_where_its_catalogue_entry_says_so(name: str) -> None:
+    has_fused = "fused" in optimizers.implementations(name, "cpu")
+    assert optimizers.default_implementation(name, "cpu") == ("fused" if has_fused else "loop")
+
+
+@pytest.mark.parametrize(
+    ("text", "way"),
+    [
+        ("adamw", "fused"),
+        ("sgd:momentum=0.9", "fused"),
+        ("adamw:fused=False", "loop"),
+        ("adamw:foreach=False", "loop"),
+        ("adamw:foreach=True", "foreach"),
+        ("adamw:differentiable=True", "loop"),
+        ("sm3:fused=False", "loop"),
+        ("sm3:compiled=True", "compiled"),
+        ("lamb16:scale=upstream", "loop"),
+        ("adafactor", "loop"),
+    ],
+)
+def test_options_decide_before_the_default_of_a_cpu(text: str, way: str) -> None:
+    assert optimizers.default_implementation(text, "cpu") == way
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_ours_run_as_loops_by_default_if_no_compiler_takes_the_kernels(
+    compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    for name in ("sm3", "lamb16"):
+        assert optimizers.default_implementation(name, "cpu") == "loop"
+        assert optimizers.needs_compiler(name)
+    assert optimizers.default_implementation("sm3:fused=True", "cpu") == "fused"
+    # torch has compiled its own, and this setting of LAMB16 has no kernel on any machine.
+    assert optimizers.default_implementation("adamw", "cpu") == "fused"
+    assert not optimizers.needs_compiler("adamw")
+    assert not optimizers.needs_compiler("lamb16", scale="upstream")
 
 
 @pytest.mark.usefixtures("on_cuda")
@@ -292,7 +332,8 @@ def test_an_impossible_way_is_refused_in_one_line(
         ("sm3:compiled=True", None, "compiled"),
         ("lamb16", "compiled", "compiled"),
         ("adamw:foreach=True", None, "foreach"),
-        ("adamw", None, "loop"),
+        ("adamw", None, "fused"),
+        ("adamw", "loop", "loop"),
     ],
 )
 def test_a_plan_takes_the_implementation_that_a_text_names(

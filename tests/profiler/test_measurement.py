@@ -144,6 +144,16 @@ def test_without_memory_for_the_state_slices_are_timed_and_scaled(monkeypatch: p
     assert set(record.times) == {"step"}
 
 
+def test_a_loop_for_want_of_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    scenario = Scenario(**{**TINY, "model": "tiny", "optimizer": "sm3", "workload": "state"})
+    (warning,) = measure(scenario).warnings
+    assert warning == (
+        "the step ran as a loop: fused=True, which is faster, needs a C++ compiler with OpenMP;"
+        " install g++, or set CXX"
+    )
+
+
 @pytest.mark.compiler
 def test_a_step_that_is_fused_only_on_the_cpu_is_reduced_too(
     monkeypatch: pytest.MonkeyPatch,

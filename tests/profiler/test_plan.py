@@ -20,6 +20,7 @@ def summary(scenarios: list[Scenario]) -> list[tuple[str, str, str, str]]:
     return [(s.device, s.workload, s.model, s.optimizer) for s in scenarios]
 
 
+@pytest.mark.compiler
 def test_one_model_is_simulated_and_measured_and_its_family_gives_the_curve():
     scenarios = plan(comparison(models=["vit-b16"], optimizers=["adamw", "sm3"]))
     assert summary(scenarios) == [
@@ -32,7 +33,32 @@ def test_one_model_is_simulated_and_measured_and_its_family_gives_the_curve():
         *(("cpu", "train", "vit-b16", name) for name in ("adamw", "sm3")),
     ]
     assert {s.implementation for s in scenarios if s.device == "sim"} == {"foreach"}
-    assert {s.implementation for s in scenarios if s.device == "cpu"} == {"loop"}
+    assert {s.implementation for s in scenarios if s.device == "cpu"} == {"fused"}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "layer", "way"),
+    [
+        ("sgd", "Embedding(9, 4, sparse=True)", "loop"),
+        ("adagrad", "Embedding(9, 4, sparse=True)", "loop"),
+        ("sgd", "Embedding(9, 4)", "fused"),
+        # Refused when it runs, as before: the text decides.
+        ("sgd:fused=True", "Embedding(9, 4, sparse=True)", "fused"),
+    ],
+)
+def test_torchs_optimizers_run_as_loops_on_a_cpu_if_gradients_are_sparse(
+    optimizer: str, layer: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    code = f"""
+import torch
+def build(batch_size=2):
+    return torch.nn.{layer}, (torch.zeros(batch_size, dtype=torch.long),)
+"""
+    (tmp_path / "words_of.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "words_of", raising=False)
+    (scenario,) = plan(comparison(models=["words_of:build"], optimizers=[optimizer], device="cpu"))
+    assert scenario.implementation == way
 
 
 def test_a_constructor_that_reads_its_parameters_is_planned(

@@ -14,7 +14,8 @@ from optprof.reports.arithmetic.labels import dtype_name, labels
 from optprof.reports.arithmetic.peaks import peaks
 from optprof.reports.arithmetic.savings import savings, without_baseline
 from optprof.reports.arithmetic.times import Spread, samples_per_second, timings, tokens_per_second
-from optprof.reports.phrases import interval_text, peak_text, unlike_text
+from optprof.reports.phrases import interval_text, peak_text, unlike_text, unpaced_text
+from optprof.reports.tables.summary import cpu_table
 from optprof.reports.tables.verdict import cards, sources, verdict
 from optprof.reports.words import warning_lines
 from optprof.scenarios import spec
@@ -238,9 +239,27 @@ def test_the_baseline_is_the_one_that_runs_its_step_the_same_way(simulated):
     other = savings(entries([simulated("adamw"), simulated("sm3", implementation="loop")]), "adamw")
     assert (
         unlike_text(other)
-        == "Compared across implementations: sm3 (loop) with adamw (foreach). The run has no result"
-        " of adamw with the same implementation."
+        == "States and peaks are compared across implementations: sm3 (loop) with adamw (foreach)."
+        " The run has no result of adamw with the same implementation."
     )
+
+
+def test_steps_that_run_differently_are_not_compared_and_the_report_says_so(simulated, timed):
+    fused = timed("adamw")
+    fused = replace(fused, scenario=replace(fused.scenario, implementation="fused"))
+    records = [simulated("adamw"), fused, simulated("sm3"), timed("sm3")]
+    findings = Findings.of(records)
+    assert findings.paces == []
+    assert unpaced_text(findings) == (
+        "Step times are not compared: sm3 ran as loop, adamw as fused. --implementation loop times"
+        " all of them alike."
+    )
+    table = cpu_table(findings, findings.entries, 80)
+    assert table.head[:3] == ("optimizer", "run as", "step")
+    assert [row[1].text for row in table.rows] == ["fused", "loop"]
+    alike = Findings.of([simulated("adamw"), timed("adamw"), simulated("sm3"), timed("sm3")])
+    assert unpaced_text(alike) == ""
+    assert "run as" not in cpu_table(alike, alike.entries, 80).head
 
 
 def test_a_peak_is_compared_with_the_baseline_that_runs_its_step_the_same_way(simulated):

@@ -54,7 +54,7 @@ def _compare(
 ) -> None:
     loop = _steps(factory, {**options, "foreach": False}, shapes, dtype, seed)
     others = {"foreach": {"foreach": True}}
-    if factory in (SM3, LAMB16) and options.get("scale", "max") == "max" and dtype != torch.float64:
+    if options.get("scale", "max") == "max" and dtype != torch.float64:
         others["fused"] = {"fused": True}
     for way, how in others.items():
         ways[way] += 1
