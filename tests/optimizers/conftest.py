@@ -68,8 +68,8 @@ def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(
             (name, way), id=f"{name} {way}", marks=[pytest.mark.compiler] if way == "fused" else []
         )
-        for name in SETTINGS
-        for way in WAYS
+        for name, (factory, _) in SETTINGS.items()
+        for way in _ways(factory)
     ]
 )
 def ours(request: pytest.FixtureRequest) -> partial[Any]:
