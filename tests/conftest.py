@@ -1,10 +1,15 @@
 """Skip the tests marked `gpu` or `compiler` on a machine that has none, with the reason."""
 
+import os
 import shutil
 import signal
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton reads it at its import: the kernels for CUDA then run on CPU tensors, interpreted.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Under a shell that runs the tests in the background, they and their children would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,13 +1,14 @@
 """Our optimizers in the settings of torch's conformance tests."""
 
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from torch.optim.optimizer import Optimizer
 
-from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI, fused
 
 SETTINGS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "sgd-sai": (SGDSaI, {"lr": 1e-4}),
@@ -38,7 +39,28 @@ WAYS: dict[str, dict[str, bool]] = {
     "loop": {"foreach": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
+    # CUDA's kernels, interpreted on CPU tensors.
+    "triton": {"fused": True},
 }
+
+
+def _ways(factory: Any) -> list[str]:
+    return [way for way in WAYS if way != "triton" or has_triton_kernels(factory)]
+
+
+def has_triton_kernels(factory: Any) -> bool:
+    """Return whether the kernels of one of ours for CUDA can run here."""
+    return (
+        find_spec("triton") is not None
+        and bool(factory.kernels)
+        and find_spec(f"{fused.__package__}.cuda.{factory.kernels}") is not None
+    )
+
+
+@pytest.fixture
+def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run fused steps on a CPU by CUDA's kernels, interpreted."""
+    monkeypatch.setitem(fused.KERNELS, "cpu", "triton")
 
 
 @pytest.fixture(
@@ -46,12 +68,14 @@ WAYS: dict[str, dict[str, bool]] = {
         pytest.param(
             (name, way), id=f"{name} {way}", marks=[pytest.mark.compiler] if way == "fused" else []
         )
-        for name in SETTINGS
-        for way in WAYS
+        for name, (factory, _) in SETTINGS.items()
+        for way in _ways(factory)
     ]
 )
 def ours(request: pytest.FixtureRequest) -> partial[Any]:
     """Return one of ours with its options, in each way to run it."""
     name, way = request.param
+    if way == "triton":
+        request.getfixturevalue("by_triton")
     factory, options = SETTINGS[name]
     return partial(factory, **options, **WAYS[way])
