@@ -18,27 +18,26 @@ struct Numbers {
     double lr, eps, weight_decay;
     // Shares of the new gradient and of its square in the moments.
     double first_taken, second_taken;
-    // The bias corrections: what divides the first moment and the root of the second.
+    // The bias corrections: the divisors of the first moment and of the root of the second.
     double first_divisor, root_divisor;
     double max_weight_norm, trust_clip;
 };
 
-// The numbers in the type in which a tensor is computed.
+// The numbers in the type in which a tensor is computed. `eps` and `root_factor` have both divisors.
 struct Factors {
-    Wide eps, weight_decay, first_taken, second_taken, second_kept, first_divisor, root_factor;
+    Wide eps, weight_decay, first_taken, second_taken, second_kept, root_factor;
 
     explicit Factors(const Numbers& numbers)
-        : eps(numbers.eps),
+        : eps(numbers.eps * numbers.first_divisor),
           weight_decay(numbers.weight_decay),
           first_taken(numbers.first_taken),
           second_taken(numbers.second_taken),
           second_kept(1 - numbers.second_taken),
-          first_divisor(numbers.first_divisor),
-          root_factor(1 / numbers.root_divisor) {}
+          root_factor(numbers.first_divisor / numbers.root_divisor) {}
 };
 
 inline Wide direct(Wide first, Wide second, Wide weight, const Factors& factors) {
-    return first / ((std::sqrt(second) * factors.root_factor + factors.eps) * factors.first_divisor) + factors.weight_decay * weight;
+    return first / (std::sqrt(second) * factors.root_factor + factors.eps) + factors.weight_decay * weight;
 }
 
 struct Squares {
@@ -83,11 +82,10 @@ extern "C" void update(Weight* weights, const Weight* gradients, Wide* first, Wi
                        int adapts, int threads) {
     const Factors factors(*numbers);
     const Wide lr = numbers->lr;
-    const int64_t blocks = (count + block - 1) / block;
     double weight_squares = 0, direction_squares = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : weight_squares, direction_squares)
-    for (int64_t index = 0; index < blocks; ++index) {
-        const int64_t start = index * block, length = std::min(block, count - start);
+    for (int64_t start = 0; start < count; start += block) {
+        const int64_t length = std::min(block, count - start);
         const Squares squares = update_moments(weights + start, gradients + start, first + start, second + start, length, factors);
         weight_squares += squares.weights;
         direction_squares += squares.directions;
@@ -95,10 +93,8 @@ extern "C" void update(Weight* weights, const Weight* gradients, Wide* first, Wi
     }
     if (!adapts) return;
     const Wide rate = numbers->lr * trust(weight_squares, direction_squares, *numbers);
-    // Backwards, because the end of a large tensor is still in the cache.
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t index = blocks - 1; index >= 0; --index) {
-        const int64_t start = index * block;
+    for (int64_t start = 0; start < count; start += block) {
         move_weights(weights + start, first + start, second + start, std::min(block, count - start), rate, factors);
     }
 }

@@ -231,6 +231,30 @@ def test_several_processes_may_compile_at_once_and_leftovers_do_no_harm(
     assert len(list(folder.glob("sm3-*.so"))) == 1
 
 
+def test_a_stored_kernel_is_loaded_from_a_folder_that_cannot_be_written(
+    stored: Path, compilations: list[Any]
+) -> None:
+    stored.chmod(0o400)
+    stored.parent.chmod(0o500)
+    try:
+        assert step_once() == 0.75
+        assert not compilations
+        assert list(stored.parent.iterdir()) == [stored]
+    finally:
+        stored.parent.chmod(0o700)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() == 0, reason="root may write to any folder"
+)
+def test_a_folder_that_cannot_be_written_and_has_no_kernel_is_named(folder: Path) -> None:
+    folder.mkdir(mode=0o500)
+    with pytest.raises(
+        RuntimeError, match=f"cannot keep its kernel in {folder}: .*; set TORCH_EXTENSIONS_DIR"
+    ):
+        step_once()
+
+
 def test_a_folder_may_have_spaces_and_may_be_relative(
     tmp_path: Path, compilations: list[Any], monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
