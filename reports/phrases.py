@@ -110,15 +110,14 @@ def unpaced_text(findings: Findings) -> str:
         ways = [each.times_from.scenario.implementation for each in pair if each.times_from]
         labels.setdefault((ways[0], ways[1]), []).append(pair[0].label)
     pairs = [
-        f"{listed(list(dict.fromkeys(names)))} ran as {own}, {findings.baseline} as {other}"
+        f"{listed(list(dict.fromkeys(names)))} ({own}) with {findings.baseline} ({other})"
         for (own, other), names in labels.items()
     ]
-    return (
-        f"Step times are not compared: {'; '.join(pairs)}. --implementation loop times all of them"
-        " alike."
-        if pairs
-        else ""
-    )
+    if not pairs:
+        return ""
+    is_ours = not any(record.is_of_own_loop for record in findings.records)
+    advice = " --implementation loop times all of them alike." if is_ours else ""
+    return f"Step times are not compared across implementations: {'; '.join(pairs)}.{advice}"
 
 
 def against_text(row: Saving) -> str:

@@ -251,8 +251,8 @@ def test_steps_that_run_differently_are_not_compared_and_the_report_says_so(simu
     findings = Findings.of(records)
     assert findings.paces == []
     assert unpaced_text(findings) == (
-        "Step times are not compared: sm3 ran as loop, adamw as fused. --implementation loop times"
-        " all of them alike."
+        "Step times are not compared across implementations: sm3 (loop) with adamw (fused)."
+        " --implementation loop times all of them alike."
     )
     table = cpu_table(findings, findings.entries, 80)
     assert table.head[:3] == ("optimizer", "run as", "step")
