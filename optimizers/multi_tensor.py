@@ -26,8 +26,8 @@ class MultiTensorOptimizer(Loading):
 
     A learning rate may be a tensor of one element, in every way. A complex parameter and its state
     are updated as the real view of torch.view_as_real. `foreach=None` is settled as torch settles
-    it. There is no `capturable` and no `differentiable`: step counts stay on the host, and a CUDA
-    graph cannot hold a step.
+    it. A CUDA graph can hold a step that does not count steps on the host: `capturable` counts them
+    on the device. There is no `differentiable`.
     """
 
     takes_sparse = False
@@ -116,11 +116,59 @@ class MultiTensorOptimizer(Loading):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if _is_capturing():
+            self._require_capturable()
         for bucket in self._buckets():
             with lasting():
                 prepared = self._prepare(bucket)
             ways.RUNNERS[ways.chosen_way(prepared.options) or "loop"](self, prepared)
         return loss
+
+    def _require_capturable(self) -> None:
+        """Raise RuntimeError if the replays of a CUDA graph would not be steps."""
+        owner = type(self).__name__
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None or not param.numel():
+                    continue
+                state = self.state.get(param, {})
+                required = self._required(as_real(param.detach()), group, state.keys())
+                if "step" in required and not group.get("capturable"):
+                    raise RuntimeError(
+                        f"a CUDA graph cannot hold a step of this {owner}, which counts its steps"
+                        " on the host; create it with capturable=True"
+                    )
+                if not required <= state.keys() or (
+                    "step" in required and state["step"].device != param.device
+                ):
+                    raise RuntimeError(
+                        f"a CUDA graph cannot hold the first step of {owner}, which makes the"
+                        " state; take a step before you capture one"
+                    )
+
+    def _count(self, bucket: Bucket) -> list[float] | list[Tensor]:
+        """Count a step of every parameter; return the counts, made at the first.
+
+        They are floats, with `capturable` and in a step that is compiled as a whole 0-dim float64
+        tensors on the counts' device.
+        """
+        on_device = bool(bucket.options.get("capturable"))
+        for param, state in zip(bucket.params, bucket.states, strict=True):
+            # Otherwise on the host, as in torch's Adam: every step reads the value and must not
+            # wait for the device.
+            device = param.device if on_device else torch.device("cpu")
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            elif state["step"].device != device:
+                # The option has changed since the last step.
+                state["step"] = to_device(state["step"], device)
+        counts = bucket.state("step")
+        torch._foreach_add_(counts, 1.0)
+        if on_device:
+            return list(torch.stack(counts).double().unbind())
+        if torch.compiler.is_compiling():
+            return [count.double() for count in counts]
+        return [count.item() for count in counts]
 
     def _buckets(self) -> Iterator[Bucket]:
         sizes = [
@@ -184,6 +232,15 @@ class MultiTensorOptimizer(Loading):
         for tensors in alike.values():
             # A fused update has no temporaries to keep small.
             yield from [tensors] if way == "fused" else _filled(tensors)
+
+
+def _is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch.cuda.is_available()
+        and torch.cuda.is_current_stream_capturing()
+    )
 
 
 def as_real(tensor: Tensor) -> Tensor:
