@@ -88,10 +88,11 @@ class LAMB(MultiTensorOptimizer):
     - `adapts_without_decay` uses phi for parameters without weight decay too.
 
     The state is `exp_avg` and `exp_avg_sq`, shaped like the parameter, and with bias correction
-    `step`, a float32 scalar on the host. Moments, directions and norms are float32 or wider: in
-    bfloat16 0.999 v rounds back to v, which would never fall, and in float16 the squares of small
-    gradients are 0. A step needs one such temporary as large as the bucket's parameters, which a
-    `fused` step does not, and a copy of the gradients if it clips them.
+    `step`, a float32 scalar on the host; with `capturable` it is on the parameter's device, and a
+    CUDA graph can hold a step. Moments, directions and norms are float32 or wider: in bfloat16
+    0.999 v rounds back to v, which would never fall, and in float16 the squares of small gradients
+    are 0. A step needs one such temporary as large as the bucket's parameters, and a copy of the
+    gradients if it clips them; a `fused` step needs neither on CUDA.
     """
 
     kernels = "lamb"
@@ -114,6 +115,7 @@ class LAMB(MultiTensorOptimizer):
         foreach: bool | None = None,
         compiled: bool = False,
         fused: bool = False,
+        capturable: bool = False,
     ) -> None:
         require_not_negative(
             {"learning rate": lr, "epsilon value": eps, "weight_decay value": weight_decay}
@@ -154,6 +156,7 @@ class LAMB(MultiTensorOptimizer):
                 "foreach": foreach,
                 "compiled": compiled,
                 "fused": fused,
+                "capturable": capturable,
             },
         )
 
@@ -201,14 +204,7 @@ class LAMB(MultiTensorOptimizer):
         """Count the step, and compute the divisors of the bias correction."""
         if not choices_of(bucket.options)["bias_correction"]:
             return bucket
-        for state in bucket.states:
-            if "step" not in state:
-                # On the host, as in torch's Adam: every step reads the value and must not wait for
-                # the device.
-                state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-        counts = bucket.state("step")
-        torch._foreach_add_(counts, 1.0)
-        steps = counts if torch.compiler.is_compiling() else [count.item() for count in counts]
+        steps = self._count(bucket)
         beta1, beta2 = bucket.options["betas"]
         return replace(
             bucket,
