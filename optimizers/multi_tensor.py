@@ -8,7 +8,8 @@ update's temporaries never outgrow the loop's. `ways` has the table of what runs
 # pyright: reportPrivateImportUsage=false
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -146,11 +147,11 @@ class MultiTensorOptimizer(Loading):
                         " state; take a step before you capture one"
                     )
 
-    def _count(self, bucket: Bucket) -> list[float] | list[Tensor]:
-        """Count a step of every parameter; return the counts, made at the first.
+    def _counted(self, bucket: Bucket, rules: Mapping[str, Callable[[Any], Any]]) -> Bucket:
+        """Count a step of every parameter, and return the bucket with numbers of the counts.
 
-        They are floats, with `capturable` and in a step that is compiled as a whole 0-dim float64
-        tensors on the counts' device.
+        A rule returns its number of a count, a float. With `capturable`, and in a step that is
+        compiled as a whole, counts and numbers are float64 tensors.
         """
         on_device = bool(bucket.options.get("capturable"))
         for param, state in zip(bucket.params, bucket.states, strict=True):
@@ -165,10 +166,16 @@ class MultiTensorOptimizer(Loading):
         counts = bucket.state("step")
         torch._foreach_add_(counts, 1.0)
         if on_device:
-            return list(torch.stack(counts).double().unbind())
-        if torch.compiler.is_compiling():
-            return [count.double() for count in counts]
-        return [count.item() for count in counts]
+            # All at once: a launch for each parameter would take longer than the update.
+            stacked = torch.stack(counts).double()
+            numbers: Any = {name: [*rule(stacked).unbind()] for name, rule in rules.items()}
+        else:
+            steps = [
+                count.double() if torch.compiler.is_compiling() else count.item()
+                for count in counts
+            ]
+            numbers = {name: [rule(step) for step in steps] for name, rule in rules.items()}
+        return replace(bucket, numbers=numbers)
 
     def _buckets(self) -> Iterator[Bucket]:
         sizes = [
