@@ -27,6 +27,10 @@ STEPS = 3
 TOLERANCE = 1e-4
 
 
+class UncheckedError(Exception):
+    """A check does not fit an optimizer; the text says why."""
+
+
 def model_of() -> nn.Module:
     """Return a small model; its 3 rows do not divide into 2 shards."""
     torch.manual_seed(0)
@@ -44,7 +48,7 @@ def trained(
     optimizer = optimizers.create(spec, list(params))
     set_training(optimizer, True)
     if needs_closure(optimizer):
-        raise ValueError("not checked: its step needs a closure")
+        raise UncheckedError("not checked: its step needs a closure")
     step = wrap(optimizer.step)
     for number in range(STEPS):
         torch.manual_seed(100 + number)
@@ -169,6 +173,8 @@ def _answer(check: str, spec: str, answers: Connection) -> None:
     os.dup2(sink, sys.stderr.fileno())
     try:
         answers.send(CHECKS[check](spec))
+    except UncheckedError as error:
+        answers.send(str(error))
     except Exception as error:
         answers.send(f"no: {_one_line(error)}")
 

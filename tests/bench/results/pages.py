@@ -22,7 +22,8 @@ SAYS = (
 )
 CHECKED = (
     "FSDP2 trains a small model on two CPU ranks, torch.compile compiles the step with aot_eager;"
-    " yes means the weights of plain training, in parts means with graph breaks. The loss is that"
+    " yes means the weights of plain training, in parts means with graph breaks, as torch inserts in"
+    " its own optimizers. The loss is that"
     " of a small GPT at the rate in tests/bench/training.py."
 )
 
