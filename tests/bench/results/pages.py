@@ -22,9 +22,9 @@ SAYS = (
 )
 CHECKED = (
     "FSDP2 trains a small model on two CPU ranks, torch.compile compiles the step with aot_eager;"
-    " yes means the weights of plain training, in parts means with graph breaks, as torch inserts in"
-    " its own optimizers. The loss is that"
-    " of a small GPT at the rate in tests/bench/training.py."
+    " yes means the weights of plain training, in parts means with graph breaks, which torch puts"
+    " into its own optimizers. The loss is that of a small GPT at the rate in"
+    " tests/bench/training.py."
 )
 
 
