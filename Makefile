@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup profile report check lint test docs bench reliability gpu clean
+.PHONY: help setup profile report check lint test docs bench results reliability gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -46,6 +46,9 @@ bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or 
 	$(BIN)/python tests/bench/steps.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/breadth.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/opinfo.py
+
+results: $(VENV)/.installed-parity ## [OUT=docs/results], every optimizer on three models, timed and checked; takes up to an hour, goes on where it stopped
+	$(BIN)/python tests/bench/optimizer_table.py $(if $(OUT),--out '$(OUT)')
 
 reliability: $(VENV)/.installed-parity ## [SCALE=1], signals, full disks, damaged files, hostile strings, random models and optimizers (docs/reliability.md)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/reliability.py --scale $(or $(SCALE),1)
