@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 # The bits of a float32 that each format drops, and the factor that aligns the exponent biases.
-_E4M3_TAIL, _E4M3_SHIFT = 20, 2.0**-120
-_E5M2_TAIL, _E5M2_SHIFT = 21, 2.0**-112
+E4M3_TAIL, _E4M3_SHIFT = 20, 2.0**-120
+E5M2_TAIL, _E5M2_SHIFT = 21, 2.0**-112
 
 # The thresholds repeat after this many elements. Steps of 1 / golden ratio^5 spread them evenly,
 # and their products fit an int32.
@@ -49,7 +49,7 @@ def encode_e4m3(values: Tensor, thresholds: Tensor, out: Tensor) -> None:
     """
     negative = values.signbit()
     kept = (
-        values.mul_(_E4M3_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(_E4M3_TAIL)
+        values.mul_(_E4M3_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(E4M3_TAIL)
     )
     # The sign bit is 4 places too high for a byte.
     out.view(torch.uint8).copy_(kept.add_(negative, alpha=2**7))
@@ -61,18 +61,18 @@ def encode_e5m2(values: Tensor, thresholds: Tensor, out: Tensor) -> None:
     The values are overwritten.
     """
     out.view(torch.uint8).copy_(
-        values.mul_(_E5M2_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(_E5M2_TAIL)
+        values.mul_(_E5M2_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(E5M2_TAIL)
     )
 
 
 def dither_e4m3(count: int, phase: float | Tensor, device: torch.device) -> Tensor:
     """Return `count` evenly spread thresholds for encode_e4m3, all shifted by a phase in [0, 1)."""
-    return _dither(count, phase, _E4M3_TAIL, device)
+    return _dither(count, phase, E4M3_TAIL, device)
 
 
 def dither_e5m2(count: int, phase: float | Tensor, device: torch.device) -> Tensor:
     """Return `count` evenly spread thresholds for encode_e5m2, all shifted by a phase in [0, 1)."""
-    return _dither(count, phase, _E5M2_TAIL, device)
+    return _dither(count, phase, E5M2_TAIL, device)
 
 
 def _dither(count: int, phase: float | Tensor, places: int, device: torch.device) -> Tensor:

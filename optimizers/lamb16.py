@@ -57,13 +57,13 @@ _USUAL_LR = 1e-3
 # The places of the largest elements: powers of 2, which are stored exactly, with room above for
 # the rounding.
 _LARGEST_FIRST, _LARGEST_SECOND = 2.0**8, 2.0**15
-_LEAST_SECOND = 2.0**-16
+LEAST_SECOND = 2.0**-16
 _LEAST_SCALE = 1e-30
 # Irrational, so that an element's roundings never repeat in the same order.
 FIRST_TURN, SECOND_TURN = 0.5698402909980532, 2.0**0.5 - 1
 
 _MORE_THAN_IT_UNROLLS = 16
-_SCALE_KEYS = ("exp_avg_scale", "exp_avg_sq_scale")
+SCALE_KEYS = ("exp_avg_scale", "exp_avg_sq_scale")
 _KERNELS = Path(__file__).with_suffix(".cpp")
 
 
@@ -84,7 +84,7 @@ class _Numbers(ctypes.Structure):
     )
 
 
-class _Scales(NamedTuple):
+class Scales(NamedTuple):
     """The factors of both stored moments, one number a parameter."""
 
     first: Tensor
@@ -170,16 +170,16 @@ class LAMB16(MultiTensorOptimizer):
                 key: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
                 for key, dtype in FORMATS.items()
             },
-            **{key: param.new_zeros((), dtype=torch.float32) for key in _SCALE_KEYS},
+            **{key: param.new_zeros((), dtype=torch.float32) for key in SCALE_KEYS},
         }
 
     def _shapes(self, param: Tensor, options: Options) -> Shapes:
         del options
-        return {**dict.fromkeys(FORMATS, param.shape), **dict.fromkeys(_SCALE_KEYS, ()), "step": ()}
+        return {**dict.fromkeys(FORMATS, param.shape), **dict.fromkeys(SCALE_KEYS, ()), "step": ()}
 
     def _required(self, param: Tensor, options: Options, names: Collection[str]) -> set[str]:
         del param, names
-        return {*FORMATS, *_SCALE_KEYS, *(["step"] if options["scale"] == "max" else [])}
+        return {*FORMATS, *SCALE_KEYS, *(["step"] if options["scale"] == "max" else [])}
 
     def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
         del param
@@ -234,15 +234,15 @@ class LAMB16(MultiTensorOptimizer):
 
     def _update_fused(self, bucket: Bucket) -> None:
         options, (beta1, beta2) = bucket.options, bucket.options["betas"]
-        scales = [bucket.state(key) for key in _SCALE_KEYS]
-        old = _Scales(*map(torch.stack, scales))
+        scales = [bucket.state(key) for key in SCALE_KEYS]
+        old = Scales(*map(torch.stack, scales))
         measure, advance = (
             fused.kernel(_KERNELS, name, bucket.params[0].dtype) for name in ("measure", "advance")
         )
         arguments: list[tuple[Any, ...]] = []
         measures = old.first.new_empty(len(bucket.params), 4)
         kept = torch.stack(
-            [old.first * beta1, old.second * beta2, old.second * _LEAST_SECOND]
+            [old.first * beta1, old.second * beta2, old.second * LEAST_SECOND]
         ).T.tolist()
         for tensors, numbers, row in zip(
             zip(*tensors_of(bucket), strict=True), kept, measures, strict=True
@@ -259,9 +259,13 @@ class LAMB16(MultiTensorOptimizer):
                 )
             )
             measure(*arguments[-1], *fused.addresses(row))
-        new = _new_scales(measures[:, :2].T, [param.numel() for param in bucket.params], options)
+        new = new_scales(measures[:, :2].T, [param.numel() for param in bucket.params], options)
         factors = torch.stack(
-            [new.first.reciprocal(), new.second.reciprocal(), _trust(measures[:, 2:].T, options)]
+            [
+                new.first.reciprocal(),
+                new.second.reciprocal(),
+                trust_ratios(measures[:, 2:].T, options),
+            ]
         ).T.tolist()
         phases, lr = zip(*bucket.numbers.values(), strict=True), float(options["lr"])
         squares = torch.empty_like(measures[:, :2])
@@ -273,7 +277,7 @@ class LAMB16(MultiTensorOptimizer):
                 ctypes.c_double(lr),
                 *fused.addresses(row),
             )
-        new = _with_norm_kept(new, squares.T)
+        new = with_norm_kept(new, squares.T)
         for tensors, values in zip(scales, new, strict=True):
             torch._foreach_copy_(tensors, values.unbind())
 
@@ -281,8 +285,8 @@ class LAMB16(MultiTensorOptimizer):
 def update_pack(bucket: Bucket) -> None:
     """Update the parameters of one of `packs`, whose other packs may be alike."""
     options = bucket.options
-    scales = [[local(scale) for scale in bucket.state(key)] for key in _SCALE_KEYS]
-    old = _Scales(*map(torch.stack, scales))
+    scales = [[local(scale) for scale in bucket.state(key)] for key in SCALE_KEYS]
+    old = Scales(*map(torch.stack, scales))
     chunks = [combined(bucket)] if len(bucket.params) > 1 else list(slices(bucket))
     # The scales and the trust need the whole tensor before any slice can be stored. The moments of
     # several slices are then computed again, which costs less than keeping them in float32.
@@ -292,8 +296,8 @@ def update_pack(bucket: Bucket) -> None:
     combine = torch.amax if options["scale"] == "max" else torch.sum
     needed = over_ranks(combine(measures[:, :2], 0), bucket.params[0], combine)
     sizes = over_ranks(measures[:, 2:].sum(0), bucket.params[0], torch.sum)
-    new = _new_scales(needed, [param.numel() for param in bucket.params], options)
-    trust = _settled(_trust(sizes, options))
+    new = new_scales(needed, [param.numel() for param in bucket.params], options)
+    trust = _settled(trust_ratios(sizes, options))
     squares: list[Tensor] = []
     for chunk in chunks:
         if len(chunks) > 1:
@@ -305,7 +309,7 @@ def update_pack(bucket: Bucket) -> None:
             _store_as_upstream(chunk, new)
     if options["scale"] == "max":
         total = torch.stack(squares or [old.first.new_zeros(2, 1)]).sum(0)
-        new = _with_norm_kept(new, over_ranks(total, bucket.params[0], torch.sum))
+        new = with_norm_kept(new, over_ranks(total, bucket.params[0], torch.sum))
     if len(bucket.params) > 1:
         for key, codes in zip(FORMATS, chunks[0].codes, strict=True):
             targets = [tensor.view(torch.uint8).view(-1) for tensor in bucket.state(key)]
@@ -316,7 +320,7 @@ def update_pack(bucket: Bucket) -> None:
         torch._foreach_copy_(tensors, values.unbind())
 
 
-def _trust(sizes: Tensor, options: Options) -> Tensor:
+def trust_ratios(sizes: Tensor, options: Options) -> Tensor:
     """Return phi from the squared sizes of the weights and of the direction."""
     weight, direction = sizes.sqrt().unbind()
     # On tensors: an lr of 0 gives an infinite trust, which is clipped to 2; a float would raise.
@@ -324,7 +328,7 @@ def _trust(sizes: Tensor, options: Options) -> Tensor:
     return ratio.pow_(options["trust_scale"]).clamp_(0.0, 2.0)
 
 
-def _measure(chunk: Chunk, scales: _Scales, options: Options) -> Tensor:
+def _measure(chunk: Chunk, scales: Scales, options: Options) -> Tensor:
     """Return 4 rows, a column a parameter: the new scales' inputs of both moments, and the squared
     sizes of the weights and of the direction.
     """
@@ -354,10 +358,14 @@ def _squared_size(chunk: Chunk, options: Options) -> Tensors:
     return sums(chunk.views[2])
 
 
-def _new_scales(needed: Tensor, counts: list[int], options: Options) -> _Scales:
+def new_scales(needed: Tensor, counts: list[int], options: Options) -> Scales:
+    """Return the scales from a row for each moment, a column a parameter: the largest elements.
+
+    The scale "upstream" takes sums of clipped squares instead, and each parameter's elements.
+    """
     first, second = needed.unbind()
     if options["scale"] == "max":
-        return _Scales(
+        return Scales(
             (first / _LARGEST_FIRST).clamp_min_(_LEAST_SCALE),
             (second / _LARGEST_SECOND).clamp_min_(_LEAST_SCALE),
         )
@@ -367,34 +375,34 @@ def _new_scales(needed: Tensor, counts: list[int], options: Options) -> _Scales:
         )
         for each in (first, second)
     )
-    return _Scales(first + options["eps"], second + options["eps"])
+    return Scales(first + options["eps"], second + options["eps"])
 
 
-def _with_norm_kept(scales: _Scales, squares: Tensor) -> _Scales:
+def with_norm_kept(scales: Scales, squares: Tensor) -> Scales:
     """Return the scales, the second corrected so that its moment keeps its norm.
 
     `squares` are the squared norms before and after rounding.
     """
     before, after = squares.unbind()
     # Both are 0, or above 2^29 by the largest element alone, so the 1 does not change the ratio.
-    return _Scales(scales.first, scales.second * ((before + 1.0) / (after + 1.0)).sqrt_())
+    return Scales(scales.first, scales.second * ((before + 1.0) / (after + 1.0)).sqrt_())
 
 
-def _advance(chunk: Chunk, old: _Scales, trust: Tensor, options: Options) -> None:
+def _advance(chunk: Chunk, old: Scales, trust: Tensor, options: Options) -> None:
     """Move the weights."""
     _direct(chunk, old, options)
     chunk.room[2].mul_(chunk.spread(trust))
     descend(chunk.params, chunk.views[2], options["lr"])
 
 
-def _store_as_upstream(chunk: Chunk, new: _Scales) -> None:
+def _store_as_upstream(chunk: Chunk, new: Scales) -> None:
     """Store the new moments, which are overwritten in `room`."""
     first, second, _ = chunk.room
     chunk.codes[0].copy_(first.div_(chunk.spread(new.first)).clamp_(-15.0, 15.0))
     chunk.codes[1].copy_(second.clamp_max_(10.0).div_(chunk.spread(new.second)))
 
 
-def _store(chunk: Chunk, new: _Scales) -> Tensor:
+def _store(chunk: Chunk, new: Scales) -> Tensor:
     """Store the new moments with dithering.
 
     Returns the sums of the squares of the scaled second moment before and after rounding.
@@ -423,7 +431,7 @@ def _settled(numbers: Tensor) -> Tensor:
     )
 
 
-def _update_moments(chunk: Chunk, scales: _Scales, options: Options) -> None:
+def _update_moments(chunk: Chunk, scales: Scales, options: Options) -> None:
     """Compute the new m and v in `room`, in float32."""
     (beta1, beta2), grads = options["betas"], [grad.float() for grad in chunk.grads]
     first, second, spare = chunk.room
@@ -439,13 +447,13 @@ def _bits(spare: Tensor) -> Tensor:
     return spare.view(-1).view(torch.int16)[: spare.numel()].view(spare.shape)
 
 
-def _direct(chunk: Chunk, scales: _Scales, options: Options) -> None:
+def _direct(chunk: Chunk, scales: Scales, options: Options) -> None:
     """Compute r in `room[2]`, from the m and v in the others."""
     first, second, spare = chunk.room
     if options["scale"] == "max":
         # A value stored as 0 may have been anything below the least positive one. Without this
         # bound the quotient could grow without limit.
-        torch.clamp_min(second, chunk.spread(scales.second * _LEAST_SECOND), out=spare).sqrt_()
+        torch.clamp_min(second, chunk.spread(scales.second * LEAST_SECOND), out=spare).sqrt_()
     else:
         torch.sqrt(second, out=spare)
     torch.div(first, spare.add_(options["eps"]), out=spare)

@@ -1,7 +1,5 @@
 """LAMB's kernels: each program takes one chunk of one tensor, or adds up one tensor's chunks."""
 
-# pyright: reportMissingImports=false, reportArgumentType=false, reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 

@@ -1,7 +1,5 @@
 """SGD-SaI's kernel: each program updates one chunk of one tensor."""
 
-# pyright: reportMissingImports=false, reportArgumentType=false
-
 import triton
 import triton.language as tl
 
