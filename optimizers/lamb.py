@@ -14,6 +14,7 @@ by element:
 # pyright: reportPrivateImportUsage=false
 
 import ctypes
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from math import inf
@@ -41,7 +42,7 @@ from .bucket import (
 from .loading import Shapes
 from .multi_tensor import MultiTensorOptimizer, as_real
 from .reductions import l2_norms
-from .sharded import whole
+from .sharded import local, over_ranks, placed_like, whole
 from .ways import chosen_way
 
 # The choices in which the lineages of LAMB differ.
@@ -88,10 +89,11 @@ class LAMB(MultiTensorOptimizer):
     - `adapts_without_decay` uses phi for parameters without weight decay too.
 
     The state is `exp_avg` and `exp_avg_sq`, shaped like the parameter, and with bias correction
-    `step`, a float32 scalar on the host. Moments, directions and norms are float32 or wider: in
-    bfloat16 0.999 v rounds back to v, which would never fall, and in float16 the squares of small
-    gradients are 0. A step needs one such temporary as large as the bucket's parameters, which a
-    `fused` step does not, and a copy of the gradients if it clips them.
+    `step`, a float32 scalar on the host; with `capturable` it is on the parameter's device, and a
+    CUDA graph can hold a step. Moments, directions and norms are float32 or wider: in bfloat16
+    0.999 v rounds back to v, which would never fall, and in float16 the squares of small gradients
+    are 0. A step needs one such temporary as large as the bucket's parameters, and a copy of the
+    gradients if it clips them; a `fused` step needs neither on CUDA.
     """
 
     kernels = "lamb"
@@ -114,6 +116,7 @@ class LAMB(MultiTensorOptimizer):
         foreach: bool | None = None,
         compiled: bool = False,
         fused: bool = False,
+        capturable: bool = False,
     ) -> None:
         require_not_negative(
             {"learning rate": lr, "epsilon value": eps, "weight_decay value": weight_decay}
@@ -154,6 +157,7 @@ class LAMB(MultiTensorOptimizer):
                 "foreach": foreach,
                 "compiled": compiled,
                 "fused": fused,
+                "capturable": capturable,
             },
         )
 
@@ -189,33 +193,31 @@ class LAMB(MultiTensorOptimizer):
             yield bucket if chosen_way(bucket.options) == "fused" else _clipped(bucket)
 
     def _gradient_norm(self) -> Tensor:
-        params = [param for group in self.param_groups for param in group["params"]]
-        norms = [
-            norm for param in params if param.grad is not None for norm in _norms([param.grad])
+        """Return the norm of all gradients together, in few launches for any number of them."""
+        alike: defaultdict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+        for param in (param for group in self.param_groups for param in group["params"]):
+            if param.grad is not None:
+                sharding = (getattr(param, name, None) for name in ("device_mesh", "placements"))
+                grad = placed_like(param.grad, param)
+                alike[grad.device, grad.dtype, *sharding].append(grad)
+        squares = [
+            over_ranks(
+                torch.stack(_norms([local(grad) for grad in grads])).square().sum(),
+                grads[0],
+                torch.sum,
+            )
+            for grads in alike.values()
         ]
-        return torch.linalg.vector_norm(
-            torch.stack([to_device(norm, norms[0].device) for norm in norms])
-        )
+        return torch.stack([to_device(each, squares[0].device) for each in squares]).sum().sqrt()
 
     def _prepare(self, bucket: Bucket) -> Bucket:
         """Count the step, and compute the divisors of the bias correction."""
         if not choices_of(bucket.options)["bias_correction"]:
             return bucket
-        for state in bucket.states:
-            if "step" not in state:
-                # On the host, as in torch's Adam: every step reads the value and must not wait for
-                # the device.
-                state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-        counts = bucket.state("step")
-        torch._foreach_add_(counts, 1.0)
-        steps = counts if torch.compiler.is_compiling() else [count.item() for count in counts]
         beta1, beta2 = bucket.options["betas"]
-        return replace(
+        return self._counted(
             bucket,
-            numbers={
-                "first": [1 - beta1**step for step in steps],
-                "second": [1 - beta2**step for step in steps],
-            },
+            {"first": lambda step: 1 - beta1**step, "second": lambda step: 1 - beta2**step},
         )
 
     def _update(self, bucket: Bucket) -> None:

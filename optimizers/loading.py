@@ -44,7 +44,8 @@ class Loading(Optimizer):
 
     A number becomes a tensor if a new state has a tensor there, and each tensor is cast to the
     dtype that a new state has; torch would cast all to the parameter's. Values under other names
-    are only moved to the parameter's device.
+    are only moved to the parameter's device. A `step` is kept where the optimizer counts: it keeps
+    its own `capturable`, which belongs to the process and not to the training run.
     """
 
     def _shapes(self, param: Tensor, options: dict[str, Any]) -> Shapes:
@@ -67,6 +68,7 @@ class Loading(Optimizer):
 
         def set_aside(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
             require_form(incoming)
+            incoming = {**incoming, "param_groups": self._with_own_counting(incoming)}
             loaded.extend(self._checked(incoming))
             return {**incoming, "state": {}}
 
@@ -86,6 +88,17 @@ class Loading(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _with_own_counting(self, incoming: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the groups to load, with the `capturable` of this optimizer's groups."""
+        groups, own = incoming["param_groups"], self.param_groups
+        if len(groups) != len(own):
+            # Torch raises an error for this.
+            return groups
+        return [
+            {**group, "capturable": mine["capturable"]} if "capturable" in mine else group
+            for group, mine in zip(groups, own, strict=True)
+        ]
 
     def _checked(self, incoming: Mapping[str, Any]) -> list[State]:
         """Return the states of all parameters in order, empty for a parameter without one."""
@@ -153,11 +166,21 @@ class Loading(Optimizer):
                     checked[name] = value.to(param.device) if isinstance(value, Tensor) else value
                 # torch-SM3 stores a 0 in place of a missing buffer.
                 elif name in required or not is_number(value) or value:
-                    checked[name] = self._checked_tensor(name, key, value, as_seen, shapes[name])
+                    on_host = name == "step" and not options.get("capturable")
+                    device = torch.device("cpu") if on_host else param.device
+                    checked[name] = self._checked_tensor(
+                        name, key, value, as_seen, shapes[name], device
+                    )
         return checked
 
     def _checked_tensor(
-        self, name: str, key: Any, value: Any, param: Tensor, shape: tuple[int, ...]
+        self,
+        name: str,
+        key: Any,
+        value: Any,
+        param: Tensor,
+        shape: tuple[int, ...],
+        device: torch.device,
     ) -> Tensor:
         dtype = self._dtype(name, param)
         tensor = as_tensor(value)
@@ -165,9 +188,7 @@ class Loading(Optimizer):
             raise self._refusal(repr(name), key, brief(value), described(shape, dtype))
         if not shape and not is_sharded(tensor):
             tensor = tensor.reshape(())
-        kept = _lasting_copy(
-            tensor, tensor.to(torch.device("cpu") if name == "step" else param.device, dtype)
-        )
+        kept = _lasting_copy(tensor, tensor.to(device, dtype))
         if kept.is_meta:
             return kept
         if name == "step" and not (0 <= kept.item() < torch.inf and kept.item() % 1 == 0):

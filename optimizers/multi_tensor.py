@@ -8,7 +8,8 @@ update's temporaries never outgrow the loop's. `ways` has the table of what runs
 # pyright: reportPrivateImportUsage=false
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ class MultiTensorOptimizer(Loading):
 
     A learning rate may be a tensor of one element, in every way. A complex parameter and its state
     are updated as the real view of torch.view_as_real. `foreach=None` is settled as torch settles
-    it. There is no `capturable` and no `differentiable`: step counts stay on the host, and a CUDA
-    graph cannot hold a step.
+    it. A CUDA graph can hold a step that does not count steps on the host: `capturable` counts them
+    on the device. There is no `differentiable`.
     """
 
     takes_sparse = False
@@ -116,11 +117,65 @@ class MultiTensorOptimizer(Loading):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if _is_capturing():
+            self._require_capturable()
         for bucket in self._buckets():
             with lasting():
                 prepared = self._prepare(bucket)
             ways.RUNNERS[ways.chosen_way(prepared.options) or "loop"](self, prepared)
         return loss
+
+    def _require_capturable(self) -> None:
+        """Raise RuntimeError if the replays of a CUDA graph would not be steps."""
+        owner = type(self).__name__
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None or not param.numel():
+                    continue
+                state = self.state.get(param, {})
+                required = self._required(as_real(param.detach()), group, state.keys())
+                if "step" in required and not group.get("capturable"):
+                    raise RuntimeError(
+                        f"a CUDA graph cannot hold a step of this {owner}, which counts its steps"
+                        " on the host; create it with capturable=True"
+                    )
+                if not required <= state.keys() or (
+                    "step" in required and state["step"].device != param.device
+                ):
+                    raise RuntimeError(
+                        f"a CUDA graph cannot hold the first step of {owner}, which makes the"
+                        " state; take a step before you capture one"
+                    )
+
+    def _counted(self, bucket: Bucket, rules: Mapping[str, Callable[[Any], Any]]) -> Bucket:
+        """Count a step of every parameter, and return the bucket with numbers of the counts.
+
+        A rule returns its number of a count, a float. With `capturable`, and in a step that is
+        compiled as a whole, counts and numbers are float64 tensors.
+        """
+        on_device = bool(bucket.options.get("capturable"))
+        for param, state in zip(bucket.params, bucket.states, strict=True):
+            # Otherwise on the host, as in torch's Adam: every step reads the value and must not
+            # wait for the device.
+            device = param.device if on_device else torch.device("cpu")
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            elif state["step"].device != device:
+                # The option has changed since the last step.
+                state["step"] = to_device(state["step"], device)
+        counts = bucket.state("step")
+        torch._foreach_add_(counts, 1.0)
+        if on_device:
+            # All at once: a launch for each parameter would take longer than the update.
+            stacked = torch.stack(counts).double()
+            numbers: Any = {name: [*rule(stacked).unbind()] for name, rule in rules.items()}
+        else:
+            steps = [
+                count.double() if torch.compiler.is_compiling() else count.item()
+                for count in counts
+            ]
+            numbers = {name: [rule(step) for step in steps] for name, rule in rules.items()}
+        return replace(bucket, numbers=numbers)
 
     def _buckets(self) -> Iterator[Bucket]:
         sizes = [
@@ -184,6 +239,15 @@ class MultiTensorOptimizer(Loading):
         for tensors in alike.values():
             # A fused update has no temporaries to keep small.
             yield from [tensors] if way == "fused" else _filled(tensors)
+
+
+def _is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch.cuda.is_available()
+        and torch.cuda.is_current_stream_capturing()
+    )
 
 
 def as_real(tensor: Tensor) -> Tensor:
