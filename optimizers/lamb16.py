@@ -99,7 +99,8 @@ class LAMB16(MultiTensorOptimizer):
     `exp_avg_sq` (float8_e5m2), shaped like the parameter, and two float32 scalars, `exp_avg_scale`
     and `exp_avg_sq_scale`; a moment is its tensor times its scale. With "max" there is also `step`,
     a float32 scalar on the host that determines the rounding: no random numbers are drawn, and
-    every rank and every resumed run rounds alike.
+    every rank and every resumed run rounds alike. With `capturable` it is on the parameter's
+    device, and a CUDA graph can hold a step.
 
     The trust phi is the original's for both scales. It grows as (1 / lr)^trust_scale, so the step
     follows lr^(1 - trust_scale) until phi reaches 2. The clips let weights that start at 0 move,
@@ -108,7 +109,7 @@ class LAMB16(MultiTensorOptimizer):
 
     A step works on slices with a few float32 temporaries of their size: a quarter of the largest
     parameter, or 2^17 elements on a CPU. Foreach works on as many small parameters at once. `fused`
-    on a CPU is several times faster and has no temporaries.
+    is several times faster and has no such temporaries.
     """
 
     kernels = "lamb16"
@@ -127,6 +128,7 @@ class LAMB16(MultiTensorOptimizer):
         foreach: bool | None = None,
         compiled: bool = False,
         fused: bool = False,
+        capturable: bool = False,
     ) -> None:
         require_not_negative(
             {
@@ -160,6 +162,7 @@ class LAMB16(MultiTensorOptimizer):
                 "foreach": foreach,
                 "compiled": compiled,
                 "fused": fused,
+                "capturable": capturable,
             },
         )
 
@@ -208,21 +211,13 @@ class LAMB16(MultiTensorOptimizer):
         if bucket.options["scale"] == "upstream":
             # It has no kernel, and a fused group may have been switched to it later.
             return replace(bucket, options={**bucket.options, "fused": False})
-        for state in bucket.states:
-            if "step" not in state:
-                # On the host, as in torch's Adam: every step reads the value and must not wait for
-                # the device.
-                state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-        counts = bucket.state("step")
-        torch._foreach_add_(counts, 1.0)
         # In float64: the product with an irrational has few fractional digits in float32.
-        steps = [
-            count.double() if torch.compiler.is_compiling() else count.item() for count in counts
-        ]
-        turns = {"first": FIRST_TURN, "second": SECOND_TURN}
-        return replace(
+        return self._counted(
             bucket,
-            numbers={name: [step * turn % 1.0 for step in steps] for name, turn in turns.items()},
+            {
+                "first": lambda step: step * FIRST_TURN % 1.0,
+                "second": lambda step: step * SECOND_TURN % 1.0,
+            },
         )
 
     def _update(self, bucket: Bucket) -> None:
@@ -273,7 +268,7 @@ class LAMB16(MultiTensorOptimizer):
             advance(
                 *each,
                 *map(ctypes.c_float, numbers),
-                *map(ctypes.c_double, turns),
+                *(ctypes.c_double(float(turn)) for turn in turns),
                 ctypes.c_double(lr),
                 *fused.addresses(row),
             )

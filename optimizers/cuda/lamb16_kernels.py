@@ -151,6 +151,8 @@ def _advance(
         params, grads, first, second, offsets, mask, first_kept, second_kept, first_taken,
         second_taken,
     )  # fmt: skip
+    direction = _direct(mean, square, weight, bound, eps, weight_decay)
+    tl.store(params + offsets, (weight - rate * (direction * trust)).to(WEIGHT), mask)
     places = (place + offsets) & (_PERIOD - 1)
     thresholds = (places * _FIRST_STRIDE + first_turn) & _FIRST_MASK
     codes = _encode(mean * first_inverse, thresholds, _FIRST_TAIL, _FIRST_BIAS, 0x80)
@@ -160,8 +162,6 @@ def _advance(
     codes = _encode(scaled, thresholds, _SECOND_TAIL, _SECOND_BIAS, 0) & 0xFF
     tl.store(second + offsets, codes.to(tl.uint8), mask)
     stored = _decode(codes, _SECOND_TAIL, 4, _SECOND_BIAS, 0)
-    direction = _direct(mean, square, weight, bound, eps, weight_decay)
-    tl.store(params + offsets, (weight - rate * (direction * trust)).to(WEIGHT), mask)
     return scaled, stored
 
 
