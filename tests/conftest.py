@@ -1,5 +1,6 @@
 """Skip the tests marked `gpu` or `compiler` on a machine that has none, with the reason."""
 
+import os
 import shutil
 import signal
 
@@ -8,6 +9,9 @@ import torch
 
 # Under a shell that runs the tests in the background, they and their children would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
