@@ -14,6 +14,9 @@ if not torch.cuda.is_available():
 # Under a shell that runs the tests in the background, they and their children would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {"gpu": "a CUDA device"} if not torch.cuda.is_available() else {}
