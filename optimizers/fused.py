@@ -31,6 +31,7 @@ _TYPES = {
     torch.float16: "c10::Half",
 }
 _TRITON_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PLAIN = (Tensor, torch.nn.Parameter)
 # A further thread pays off for this many elements.
 _SHARE = 2**14
 
@@ -59,10 +60,7 @@ def run(optimizer: MultiTensorOptimizer, bucket: Bucket) -> None:
     A kernel takes contiguous tensors whose state is as this parameter would get it. A state that
     was cast or has another shape goes to torch's operations, which check such things.
     """
-    suited = [
-        _suits(optimizer, *each)
-        for each in zip(bucket.params, bucket.grads, bucket.states, strict=True)
-    ]
+    suited = _suited(optimizer, bucket)
     if any(suited):
         by_kernel = (
             bucket
@@ -97,30 +95,61 @@ def threads(param: Tensor) -> int:
     return max(1, min(torch.get_num_threads(), param.numel() // _SHARE))
 
 
-def _suits(optimizer: MultiTensorOptimizer, param: Tensor, grad: Tensor, state: State) -> bool:
-    by_triton = KERNELS[param.device.type] == "triton"
-    sharded = is_sharded(param)
+def _suited(optimizer: MultiTensorOptimizer, bucket: Bucket) -> list[bool]:
+    """Return, for each parameter of a bucket, whether the kernel takes it.
+
+    A bucket's parameters have one type, device, dtype and sharding. Each step asks this of every
+    tensor, so the loop does as little as it can.
+    """
+    like = bucket.params[0]
+    by_triton = KERNELS[like.device.type] == "triton"
+    sharded, dtype = is_sharded(like), like.dtype
     if (
         torch.compiler.is_compiling()
-        or grad.is_sparse
-        or grad.dtype != param.dtype
-        or grad.shape != param.shape
-        or param.dtype not in (_TRITON_TYPES if by_triton else _TYPES)
-        or (sharded and not (by_triton and _shards_alike(param, grad)))
-        or not (sharded or type(param) in (Tensor, torch.nn.Parameter))
+        or dtype not in (_TRITON_TYPES if by_triton else _TYPES)
+        or (sharded and not by_triton)
+        or not (sharded or type(like) in _PLAIN)
     ):
-        return False
-    # A checkpoint may have added values that are no tensors.
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    are_contiguous = all(
-        local(tensor).is_contiguous() for tensor in (param, grad, *tensors.values())
-    )
-    have_own_dtype = all(
-        tensor.dtype == optimizer._state_dtype(name, param)
-        for name, tensor in tensors.items()
-        if name != "step"
-    )
-    return are_contiguous and have_own_dtype and optimizer._fits_kernel(param, state)
+        return [False] * len(bucket.params)
+    dtypes: dict[str, torch.dtype] = {}
+
+    def suits(param: Tensor, grad: Tensor, state: State) -> bool:
+        if grad.is_sparse or grad.dtype != dtype or grad.shape != param.shape:
+            return False
+        if sharded:
+            if not _shards_alike(param, grad):
+                return False
+            param, grad = local(param), local(grad)
+        return (
+            # Neither one without data nor one that is still on its way from other ranks.
+            type(param) in _PLAIN
+            and type(grad) in _PLAIN
+            and param.is_contiguous()
+            and grad.is_contiguous()
+            and _takes_state(optimizer, like, state, dtypes)
+        )
+
+    return [
+        suits(param, grad, state) and optimizer._fits_kernel(param, state)
+        for param, grad, state in zip(bucket.params, bucket.grads, bucket.states, strict=True)
+    ]
+
+
+def _takes_state(
+    optimizer: MultiTensorOptimizer, like: Tensor, state: State, dtypes: dict[str, torch.dtype]
+) -> bool:
+    """Return whether a state is contiguous and has its own dtypes, which are kept in `dtypes`."""
+    for name, value in state.items():
+        # A checkpoint may have added values that are no tensors.
+        if not isinstance(value, Tensor):
+            continue
+        if not local(value).is_contiguous():
+            return False
+        if name not in dtypes:
+            dtypes[name] = optimizer._state_dtype(name, like)
+        if value.dtype != dtypes[name] and name != "step":
+            return False
+    return True
 
 
 def _shards_alike(param: Any, grad: Any) -> bool:

@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT
 from . import fused, ways
 from .bucket import Bucket, Options, State, to_device
 from .loading import Loading, Shapes, lasting
-from .sharded import local
+from .sharded import is_sharded, local
 
 
 class MultiTensorOptimizer(Loading):
@@ -231,8 +231,8 @@ class MultiTensorOptimizer(Loading):
             kind = torch.nn.Parameter if type(param) is Tensor else type(param)
             # The norms of shards are reduced together if they are sharded alike.
             sharding = (
-                (getattr(param, name, None) for name in ("device_mesh", "placements"))
-                if way == "fused"
+                (getattr(param, name) for name in ("device_mesh", "placements"))
+                if way == "fused" and is_sharded(param)
                 else ()
             )
             alike[kind, param.device, param.dtype, *sharding].append(param)

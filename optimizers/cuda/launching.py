@@ -8,6 +8,7 @@ one chunk, so that a launch serves any number of tensors of any size.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -44,19 +45,32 @@ def addresses(
     Lists of `scalars` follow in the table; their alignment does not matter.
     """
     wide, narrow = (
-        tuple(tensor.data_ptr() for tensors in each for tensor in tensors)
-        for each in (lists, scalars)
+        [tensor.data_ptr() for tensors in each for tensor in tensors] for each in (lists, scalars)
     )
-    aligned = all(address % ALIGNMENT == 0 for address in wide)
+    aligned = functools.reduce(operator.or_, wide, 0) % ALIGNMENT == 0
     return on_device((*wide, *narrow), torch.int64, lists[0][0].device), aligned
 
 
 def chunks(counts: Sequence[int], length: int, device: torch.device) -> Chunks:
     """Return the chunks of tensors with these counts of elements; each has `length` or fewer."""
-    layout = _layout(tuple(counts), length)
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        stream = torch.cuda.current_stream(device).cuda_stream
+        return _kept_chunks(tuple(counts), length, device, stream)
+    return _chunks(tuple(counts), length, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_chunks(counts: tuple[int, ...], length: int, device: torch.device, stream: int) -> Chunks:
+    """Return chunks without a look at their tables, which may have 100,000 rows."""
+    del stream  # as in `_kept`
+    return _chunks(counts, length, device)
+
+
+def _chunks(counts: tuple[int, ...], length: int, device: torch.device) -> Chunks:
+    layout = _layout(counts, length)
     owners, places, firsts = (on_device(each, torch.int32, device) for each in layout)
     return Chunks(
-        sizes=on_device(tuple(counts), torch.int64, device),
+        sizes=on_device(counts, torch.int64, device),
         owners=owners,
         places=places,
         firsts=firsts,

@@ -2,9 +2,11 @@
 
 # pyright: reportPrivateImportUsage=false
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optprof import optimizers
-from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI, fused
 
 RANKS = 2
 SETTINGS: list[tuple[Any, dict[str, Any]]] = [
@@ -196,6 +198,17 @@ def check_torch_s_own(folder: str) -> None:
                 check_checkpoint(factory, {}, f"{folder}/{name}-{way}")
 
 
+def has_triton_kernels(factory: Any) -> bool:
+    """Return whether CUDA's kernels can run here on CPU tensors, interpreted."""
+    name = f"{fused.__package__}.cuda.{factory.kernels}"
+    return (
+        bool(factory.kernels)
+        and os.environ.get("TRITON_INTERPRET") == "1"
+        and find_spec("triton") is not None
+        and find_spec(name) is not None
+    )
+
+
 def run_rank(rank: int, folder: str, name: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
@@ -209,6 +222,9 @@ def run_rank(rank: int, folder: str, name: str) -> None:
         else:
             for foreach in (False, True):
                 check_uneven_shards(OURS[name], {"foreach": foreach})
+            if has_triton_kernels(OURS[name]):
+                fused.KERNELS["cpu"] = "triton"
+                check_uneven_shards(OURS[name], {"fused": True})
         # A rank that leaves during the other's communication would end that one too.
         dist.barrier()
         print("done", flush=True)
