@@ -36,7 +36,8 @@ def update(bucket: Bucket) -> None:
     lr, clip = options["lr"], options.get("clip")
     shared = (
         *(table, cut.sizes, cut.owners, cut.places, len(params)),
-        *(_divisors(bucket, device), lr, options["eps"], options["weight_decay"]),
+        *(_divisors(bucket, device) if bucket.numbers else table, lr),
+        *(options["eps"], options["weight_decay"]),
     )
     constants = {
         "WEIGHT": params[0].dtype,
@@ -81,8 +82,8 @@ def update(bucket: Bucket) -> None:
 
 
 def _divisors(bucket: Bucket, device: torch.device) -> Tensor:
-    """Return the bias corrections: two rows, a column a parameter; empty without a correction."""
-    rows = [bucket.numbers[name] for name in ("first", "second")] if bucket.numbers else []
-    if rows and isinstance(rows[0][0], Tensor):
+    """Return the bias corrections: two rows, a column a parameter."""
+    rows = [bucket.numbers[name] for name in ("first", "second")]
+    if isinstance(rows[0][0], Tensor):
         return torch.stack([torch.stack(row) for row in rows]).float()  # pyright: ignore[reportArgumentType]
     return new_on_device([float(each) for row in rows for each in row], device)
