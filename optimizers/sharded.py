@@ -49,6 +49,22 @@ def over_ranks(number: Tensor, like: Any, combine: Callable[..., Tensor]) -> Ten
     return DTensor.from_local(number, like.device_mesh, parts, run_check=False).full_tensor()
 
 
+def largest_over(numbers: Tensor, like: Any, dimension: int) -> Tensor:
+    """Return the largest of the ranks' numbers along one dimension of the mesh of `like`."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    parts = [
+        Partial("max") if each == dimension else Replicate()
+        for each in range(like.device_mesh.ndim)
+    ]
+    return DTensor.from_local(numbers, like.device_mesh, parts, run_check=False).full_tensor()
+
+
+def sharded_axes(tensor: Any) -> list[int | None]:
+    """Return the axis that is sharded over each dimension of the mesh, None for a replicated one."""
+    return [getattr(placement, "dim", None) for placement in tensor.placements]
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a tensor is a DTensor, without importing torch.distributed."""
     return hasattr(tensor, "full_tensor")

@@ -1,214 +1,273 @@
-"""SM3's update on CUDA, in one pass over memory. sm3.py has the rule.
+"""SM3's update on CUDA: one pass over memory, then a second launch replaces the accumulators.
 
-A tensor is seen as rows of its first axis and columns of all others; a vector is one row. The new
-accumulators are maxima, which all programs collect in a scratch tensor of one number for each row
-and one for each column. A second launch stores them, for tensors of more axes folded axis by axis.
+Each tensor is taken as a matrix, whose rows are one axis and whose columns are the axes after it.
+The first launch keeps the largest square of each row and of each column of that matrix in a
+scratch tensor. The second one makes the accumulators from them. sm3.py has the rule.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from math import inf, prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..bucket import Bucket
-from ..sharded import is_sharded, local, over_ranks
-from .launching import ALIGNMENT, Chunks, addresses, chunks, launch, on_device
+from ..sharded import is_sharded, largest_over, local, sharded_axes
+from .launching import ALIGNMENT, chunks, launch, on_device
 
-# Rows and columns of a tile: for common matrices, for few rows, and for two kinds of narrow ones.
-_TILES = ((8, 256), (1, 2048), (32, 64), (256, 8))
-# Turns of a program's loop, each over one tile's rows.
-_TURNS = 8
-# Columns and addresses that are multiples of this are loaded by 16 bytes, in half precision too.
-_MULTIPLE = 8
-# Accumulators of a program that stores them, and of the columns that it folds at once.
-_STORED, _FOLDED = 1024, 256
+# Elements of a tile, of one turn of a kernel's loop over its rows, and of the width in bytes that a
+# warp moves at once: a row then stays within one warp.
+_TILE, _BLOCK, _WIDTH = 2**14, 2**10, 512
+# Fewer rows leave most of a tile's rows empty, fewer columns most of its columns.
+_FEW_ROWS, _FEW_COLUMNS = 8, 64
+# Rows this long are taken one by one, so that a turn's offsets fit into 32 bits.
+_MANY_COLUMNS = 2**26
+# Accumulators that a program of the second launch copies, or folds from the columns' maxima.
+_COPIED, _FOLDED = 2**10, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """An accumulator and the `count` maxima of the scratch tensor from which it is made.
+
+    `stride` is that of its elements among the maxima.
+    """
+
+    accumulator: Tensor
+    axis: int
+    size: int
+    stride: int
+    count: int
+    place: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Matrix:
-    """A tensor as rows and columns, with the sizes and accumulators of the columns' axes.
+    """A local shard as the matrix that the kernel sees, and its accumulators by axis."""
 
-    `rows_at` and `columns_at` are its places in the scratch tensor.
-    """
+    param: Tensor
+    grad: Tensor
+    buffer: Tensor
+    cover: list[Tensor]
 
-    tensors: tuple[Tensor, ...]
-    rows: int
-    sizes: tuple[int, ...]
-    accumulators: tuple[Tensor, ...]
-    rows_at: int
-    columns_at: int
+    @cached_property
+    def row_axis(self) -> int:
+        """The axis of the rows, or -1 for a vector, which is one row without an accumulator."""
+        shape = self.param.shape
+        if len(shape) < 2:
+            return -1
+        # An axis of one element before it is as good as a column's.
+        return next((axis for axis, size in enumerate(shape[:-2]) if size != 1), len(shape) - 2)
 
-    @property
+    @cached_property
+    def rows(self) -> int:
+        return 1 if self.row_axis < 0 else self.param.shape[self.row_axis]
+
+    @cached_property
     def columns(self) -> int:
-        return prod(self.sizes)
+        return prod(self.param.shape[self.row_axis + 1 :])
 
-    @property
-    def tile(self) -> tuple[int, int]:
-        if self.rows < _TILES[0][0]:
-            return _TILES[1]
-        return next((tile for tile in (_TILES[0], _TILES[2]) if self.columns >= tile[1]), _TILES[3])
+    def sources(self, place: int) -> list[_Source]:
+        """Return the accumulators, given the place of the rows' maxima; the columns' follow."""
+        shape = self.param.shape or (1,)
+        return [
+            _Source(
+                accumulator=self.cover[axis],
+                axis=axis,
+                size=size,
+                stride=prod(shape[axis + 1 :]) if axis > self.row_axis else self.columns,
+                count=self.columns,
+                place=place + self.rows,
+            )
+            if axis != self.row_axis
+            else _Source(
+                accumulator=self.cover[axis],
+                axis=axis,
+                size=size,
+                stride=1,
+                count=size,
+                place=place,
+            )
+            for axis, size in enumerate(shape)
+        ]
 
-    @property
-    def is_aligned(self) -> bool:
-        return self.columns % _MULTIPLE == 0 and all(
-            tensor.data_ptr() % ALIGNMENT == 0 for tensor in self.tensors
+    def row(self, place: int, axes: int, unlimited: Tensor) -> tuple[int, ...]:
+        """Return its numbers in the table of the first launch, padded to a count of axes."""
+        columns = [source for source in self.sources(place) if source.axis != self.row_axis]
+        tensors = (self.param, self.grad, self.buffer)
+        return (
+            *(tensor.data_ptr() for tensor in tensors),
+            (unlimited if self.row_axis < 0 else self.cover[self.row_axis]).data_ptr(),
+            *(self.rows, self.columns, place),
+            *(
+                number
+                for source in columns
+                for number in (source.accumulator.data_ptr(), source.size, source.stride)
+            ),
+            *((unlimited.data_ptr(), 1, 1) * (axes - len(columns))),
         )
+
+    @cached_property
+    def is_aligned(self) -> bool:
+        return all(
+            tensor.data_ptr() % ALIGNMENT == 0 for tensor in (self.param, self.grad, self.buffer)
+        ) and not (self.columns * self.param.element_size() % ALIGNMENT)
+
+    @cached_property
+    def kind(self) -> tuple[str, bool]:
+        """The matrices of one kind are updated by one launch."""
+        if self.rows < _FEW_ROWS or self.columns >= _MANY_COLUMNS:
+            return "few rows", self.is_aligned
+        return "few columns" if self.columns < _FEW_COLUMNS else "tiles", self.is_aligned
 
 
 def update(bucket: Bucket) -> None:
     """Update a bucket; all its tensors are contiguous."""
-    matrices, length = _matrices(bucket)
-    device = bucket.params[0].device
-    scratch = torch.zeros(max(length, 1), dtype=torch.int32, device=device)
-    alike: defaultdict[tuple[tuple[int, int], bool], list[_Matrix]] = defaultdict(list)
-    for matrix in matrices:
-        alike[matrix.tile, matrix.is_aligned].append(matrix)
-    for (tile, aligned), group in alike.items():
-        _descend(group, bucket, scratch, tile, aligned)
-    _store(matrices, scratch)
-    if is_sharded(bucket.params[0]):
-        _share(bucket)
-
-
-def _matrices(bucket: Bucket) -> tuple[list[_Matrix], int]:
-    """Return the tensors that have elements here, and the length of their scratch tensor."""
-    buffers = bucket.state("momentum_buffer") if bucket.options["momentum"] else bucket.params
-    free = on_device((inf,), torch.float32, bucket.params[0].device)
-    matrices, length = [], 0
-    for *tensors, state in zip(bucket.params, bucket.grads, buffers, bucket.states, strict=True):
-        param, grad, buffer = (local(each) for each in tensors)
-        if not param.numel():
-            continue
-        shape = tuple(param.shape) or (1,)
-        cover = tuple(local(state[f"accumulator_{axis}"]) for axis in range(len(shape)))
-        if len(shape) == 1:
-            shape, cover = (1, *shape), (free, *cover)
-        matrices.append(
-            _Matrix(
-                tensors=(param, grad, buffer),
-                rows=shape[0],
-                sizes=shape[1:],
-                accumulators=cover,
-                rows_at=length,
-                columns_at=length + shape[0],
-            )
-        )
-        length += shape[0] + prod(shape[1:])
-    return matrices, length
-
-
-def _descend(
-    group: list[_Matrix], bucket: Bucket, scratch: Tensor, tile: tuple[int, int], aligned: bool
-) -> None:
-    options, device = bucket.options, scratch.device
-    axes = max(len(matrix.sizes) for matrix in group)
-    rows, columns = tile
-    params, grads, buffers = zip(*(matrix.tensors for matrix in group), strict=True)
-    # Every tensor has as many axes of columns as the one that has the most; others have one element
-    # and the accumulator of the last axis, which covers every column.
+    momentum = bucket.options["momentum"]
+    buffers = bucket.state("momentum_buffer") if momentum else bucket.params
     covers = [
-        [matrix.accumulators[max(axis - axes, -len(matrix.sizes))] for matrix in group]
-        for axis in range(axes)
+        [local(state[f"accumulator_{axis}"]) for axis in range(max(param.dim(), 1))]
+        for param, state in zip(bucket.params, bucket.states, strict=True)
     ]
-    table, _ = addresses(params, grads, buffers, [m.accumulators[0] for m in group], *covers)
-    numbers = [
-        [matrix.rows for matrix in group],
-        [matrix.columns for matrix in group],
-        [matrix.rows_at for matrix in group],
-        [matrix.columns_at for matrix in group],
-    ]
-    for axis in range(axes):
-        for of_axis in (_size, _span):
-            numbers.append([of_axis(matrix, axis - axes) for matrix in group])
-    layout = on_device(tuple(number for row in numbers for number in row), torch.int64, device)
-    high = rows * _TURNS
-    cut = chunks([-(-m.rows // high) * -(-m.columns // columns) for m in group], 1, device)
-    momentum, beta, lr = options["momentum"], options["beta"], options["lr"]
+    kinds: dict[tuple[str, bool], list[_Matrix]] = {}
+    for param, grad, buffer, cover in zip(
+        bucket.params, bucket.grads, buffers, covers, strict=True
+    ):
+        matrix = _Matrix(param=local(param), grad=local(grad), buffer=local(buffer), cover=cover)
+        kinds.setdefault(matrix.kind, []).append(matrix)
+    matrices = [matrix for alike in kinds.values() for matrix in alike]
+    device = matrices[0].param.device
+    places = [0]
+    for matrix in matrices:
+        places.append(places[-1] + matrix.rows + matrix.columns)
+    scratch = torch.zeros(places[-1], dtype=torch.int32, device=device)
+    begun = 0
+    for (kind, aligned), alike in kinds.items():
+        chosen = places[begun : begun + len(alike) + 1]
+        _launch(kind, aligned, alike, chosen, scratch, bucket.options)
+        begun += len(alike)
+    _replace(matrices, places, scratch, bucket.params[0])
+
+
+def _launch(
+    kind: str,
+    aligned: bool,
+    matrices: list[_Matrix],
+    places: list[int],
+    scratch: Tensor,
+    options: dict[str, Any],
+) -> None:
+    lr, momentum, beta = options["lr"], options["momentum"], options["beta"]
+    device, dtype = matrices[0].param.device, matrices[0].param.dtype
+    height, width = _block(kind, max(matrix.columns for matrix in matrices), dtype)
+    rows = max(_TILE // width, height)
+    # No other accumulator is larger. Its only element serves every index.
+    unlimited = on_device((inf,), torch.float32, device)
+    axes = max(max(matrix.param.dim() - 1, 1) for matrix in matrices)
+    table = _columns(
+        [
+            matrix.row(place, axes, unlimited)
+            for matrix, place in zip(matrices, places[:-1], strict=True)
+        ],
+        device,
+    )
+    cut = chunks(
+        [-(-matrix.rows // rows) * -(-matrix.columns // width) for matrix in matrices], 1, device
+    )
     launch(
-        "sm3_kernels.descend",
+        "sm3_kernels.update",
         cut.count,
-        *(table, layout, cut.owners, cut.places, len(group), scratch),
-        *(lr, 1 - momentum, beta or 1.0, 1 - beta, options["eps"]),
-        reads=grads,
-        writes=[*params, *(buffers if momentum else ())],
-        WEIGHT=params[0].dtype,
+        *(table, cut.owners, cut.places, len(matrices), scratch),
+        *(lr if isinstance(lr, Tensor) else float(lr), 1.0 - momentum),
+        *(float(beta) or 1.0, 1.0 - beta, float(options["eps"])),
+        reads=[
+            *(matrix.grad for matrix in matrices),
+            *(accumulator for matrix in matrices for accumulator in matrix.cover),
+        ],
+        writes=[
+            *(matrix.param for matrix in matrices),
+            *(matrix.buffer for matrix in matrices if momentum),
+            scratch[places[0] : places[-1]],
+        ],
+        WEIGHT=dtype,
         MOMENTUM=bool(momentum),
         TENSOR_LR=isinstance(lr, Tensor),
         ALIGNED=aligned,
         AXES=axes,
         ROWS=rows,
-        COLUMNS=columns,
-        TURNS=_TURNS,
+        HEIGHT=height,
+        WIDTH=width,
     )
 
 
-def _size(matrix: _Matrix, axis: int) -> int:
-    """Return the elements of an axis of columns, counted from the last; 1 if there is none."""
-    return matrix.sizes[axis] if -axis <= len(matrix.sizes) else 1
+def _block(kind: str, columns: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the rows and columns of one turn."""
+    if kind == "few rows":
+        return 1, _BLOCK
+    width = min(_WIDTH // dtype.itemsize, _BLOCK)
+    if kind == "few columns":
+        width = min(width, 1 << max(columns - 1, 0).bit_length())
+    return _BLOCK // width, width
 
 
-def _span(matrix: _Matrix, axis: int) -> int:
-    """Return the columns from one element of an axis to the next."""
-    return prod(matrix.sizes[axis:][1:]) if -axis <= len(matrix.sizes) else 1
-
-
-def _store(matrices: list[_Matrix], scratch: Tensor) -> None:
-    """Replace the accumulators by the maxima, those of one axis of several by folded ones."""
-    single: list[tuple[Tensor, int, int, int]] = []
-    folded: list[tuple[Tensor, int, int, int]] = []
-    for matrix in matrices:
-        if len(matrix.tensors[0].shape) > 1:
-            single.append((matrix.accumulators[0], matrix.rows_at, 1, 1))
-        for axis, accumulator in enumerate(matrix.accumulators[1:]):
-            span = _span(matrix, axis - len(matrix.sizes))
-            outer = matrix.columns // (span * matrix.sizes[axis])
-            kind = folded if span * outer > 1 else single
-            kind.append((accumulator, matrix.columns_at, span, outer))
-    for group, entries, columns in ((single, _STORED, 1), (folded, 8, _FOLDED)):
-        if not group:
-            continue
-        accumulators = [entry[0] for entry in group]
-        counts = [accumulator.numel() for accumulator in accumulators]
-        table, _ = addresses(accumulators)
-        numbers = zip(*(entry[1:] for entry in group), strict=True)
-        layout = on_device(
-            (*counts, *(each for row in numbers for each in row)), torch.int64, scratch.device
-        )
-        cut: Chunks = chunks(counts, entries, scratch.device)
-        launch(
-            "sm3_kernels.store",
-            cut.count,
-            *(table, layout, cut.owners, cut.places, len(group), scratch),
-            reads=[scratch],
-            writes=accumulators,
-            ENTRIES=entries,
-            COLUMNS=columns,
-        )
-
-
-def _share(bucket: Bucket) -> None:
-    """Take the maxima over ranks of the accumulators of all axes that are not sharded."""
-    shared = [
-        local(accumulator)
-        for state in bucket.states
-        for name, accumulator in state.items()
-        if name.startswith("accumulator_") and not _is_split(accumulator)
+def _replace(matrices: list[_Matrix], places: list[int], scratch: Tensor, like: Tensor) -> None:
+    """Replace the accumulators by the maxima of their rows and of the columns that they cover."""
+    sources: list[_Source] = []
+    for matrix, place in zip(matrices, places[:-1], strict=True):
+        sources += matrix.sources(place)
+    accumulators = [source.accumulator for source in sources]
+    sizes = [source.size for source in sources]
+    if is_sharded(like):
+        new = torch.empty(sum(sizes), dtype=torch.float32, device=scratch.device)
+        targets = [*new.split(sizes)]
+    else:
+        targets = accumulators
+    table = _columns(
+        [
+            (target.data_ptr(), source.place, source.size, source.stride, source.count)
+            for target, source in zip(targets, sources, strict=True)
+        ],
+        scratch.device,
+    )
+    programs = [
+        -(-source.size // (_COPIED if source.count == source.size else _FOLDED))
+        for source in sources
     ]
-    if not shared:
-        return
-    flat = torch.cat([each.view(-1) for each in shared])
-    reduced = over_ranks(flat, bucket.params[0], torch.amax)
-    parts = reduced.split([each.numel() for each in shared])
-    torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-        shared, [part.view(each.shape) for part, each in zip(parts, shared, strict=True)]
+    cut = chunks(programs, 1, scratch.device)
+    launch(
+        "sm3_kernels.replace",
+        cut.count,
+        *(table, cut.owners, cut.places, len(sources), scratch),
+        reads=[scratch],
+        writes=targets,
+        COPIED=_COPIED,
+        FOLDED=_FOLDED,
     )
+    if is_sharded(like):
+        _join(targets, [source.axis for source in sources], like)
+        torch._foreach_copy_(
+            accumulators,
+            [
+                target.view(accumulator.shape)
+                for target, accumulator in zip(targets, accumulators, strict=True)
+            ],
+        )
 
 
-def _is_split(accumulator: Tensor) -> bool:
-    from torch.distributed.tensor import Shard
+def _join(maxima: list[Tensor], axes: list[int], like: Tensor) -> None:
+    """Take the largest of the ranks' maxima of each axis that all of them have whole."""
+    for dimension, sharded in enumerate(sharded_axes(like)):
+        shared = [each for each, axis in zip(maxima, axes, strict=True) if axis != sharded]
+        if sharded is not None and shared:
+            joined = largest_over(torch.cat(shared), like, dimension)
+            torch._foreach_copy_(shared, joined.split([each.numel() for each in shared]))
 
-    return any(isinstance(each, Shard) for each in getattr(accumulator, "placements", ()))
+
+def _columns(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
+    """Return a table with a column for each of these rows."""
+    return on_device(tuple(chain.from_iterable(zip(*rows, strict=True))), torch.int64, device)

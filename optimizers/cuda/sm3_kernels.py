@@ -1,124 +1,148 @@
-"""SM3's kernels: one moves the weights of a chunk, one stores new accumulators."""
+# pyright: reportMissingImports=false, reportArgumentType=false
+"""SM3's kernels: a program updates one tile of one matrix, or replaces some accumulators.
+
+Maxima are taken of the bits of squares. They are not negative, so their bits have their order, and
+the maximum of integers does not depend on the order of the programs.
+"""
 
 import triton
 import triton.language as tl
 
+# Maxima of an accumulator's element that are folded in one turn.
+_TURN = tl.constexpr(128)
+_NAN = tl.constexpr(tl.PropagateNan.ALL)
+
 
 @triton.jit
-def descend(
-    table, layout, owners, places, tensors, scratch, lr, fraction, kept, taken, eps,
+def update(
+    table, owners, places, matrices, scratch, lr, taken, kept, squares_taken, eps,
     WEIGHT: tl.constexpr, MOMENTUM: tl.constexpr, TENSOR_LR: tl.constexpr, ALIGNED: tl.constexpr,
-    AXES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TURNS: tl.constexpr,
+    AXES: tl.constexpr, ROWS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Move the weights of a chunk of ROWS * TURNS rows and COLUMNS columns.
+    """Update a tile of ROWS by WIDTH elements, HEIGHT rows at once.
 
-    The table has rows for parameters, gradients, buffers, the accumulators of the first axis and
-    those of AXES axes of columns. `layout` has rows for the counts of rows and columns, the places
-    of both in `scratch`, and the size and the span of each axis.
+    The table has rows for parameters, gradients, buffers, the rows' accumulators, the counts of
+    rows and columns, the place of the maxima, and for each axis of the columns an accumulator, its
+    size and its stride.
     """
     owner = tl.load(owners + tl.program_id(0))
     place = tl.load(places + tl.program_id(0))
-    rows = tl.load(layout + owner).to(tl.int32)
-    columns = tl.load(layout + tensors + owner)
-    across = ((columns + COLUMNS - 1) // COLUMNS).to(tl.int32)
-    top, left = (place // across) * (ROWS * TURNS), (place % across) * COLUMNS
-    begin = top.to(tl.int64) * columns + left
-    params = tl.load(table + owner).to(tl.pointer_type(WEIGHT)) + begin
-    grads = tl.load(table + tensors + owner).to(tl.pointer_type(WEIGHT)) + begin
-    buffers = tl.load(table + 2 * tensors + owner).to(tl.pointer_type(WEIGHT)) + begin
+    rows = tl.load(table + 4 * matrices + owner)
+    columns = tl.load(table + 5 * matrices + owner)
+    across = tl.cdiv(columns, WIDTH).to(tl.int32)
+    first_row = (place // across).to(tl.int64) * ROWS
+    first_column = (place % across).to(tl.int64) * WIDTH
+    params = tl.load(table + owner).to(tl.pointer_type(WEIGHT))
+    grads = tl.load(table + matrices + owner).to(tl.pointer_type(WEIGHT))
+    buffers = tl.load(table + 2 * matrices + owner).to(tl.pointer_type(WEIGHT))
     if ALIGNED:
-        params, grads = tl.multiple_of(params, 16), tl.multiple_of(grads, 16)
+        params = tl.multiple_of(params, 16)
+        grads = tl.multiple_of(grads, 16)
         buffers = tl.multiple_of(buffers, 16)
-        columns = tl.multiple_of(columns, 8)
+        columns = tl.multiple_of(columns, 16 // (WEIGHT.primitive_bitwidth // 8))
+    covers = tl.load(table + 3 * matrices + owner).to(tl.pointer_type(tl.float32))
+    first = first_row * columns + first_column
+    params, grads, buffers = params + first, grads + first, buffers + first
+    height = tl.minimum(rows - first_row, ROWS).to(tl.int32)
+    width = tl.minimum(columns - first_column, WIDTH).to(tl.int32)
+    covers += first_row
+    row_maxima = scratch + tl.load(table + 6 * matrices + owner)
+    column_maxima = row_maxima + rows + first_column
+    row_maxima += first_row
+    row, column = tl.arange(0, HEIGHT), tl.arange(0, WIDTH)
+    inside = column < width
+    least = _least(table, matrices, owner, first_column + column, inside, AXES)
+    # No turn has 2^31 elements from its first to its last one.
+    offsets = row[:, None] * columns.to(tl.int32) + column[None, :]
     rate = lr
     if TENSOR_LR:
         rate = tl.load(lr).to(tl.float32)
-
-    column = left + tl.arange(0, COLUMNS)
-    in_columns = column < columns
-    least = tl.full((COLUMNS,), float("inf"), tl.float32)
-    for axis in tl.static_range(AXES):
-        cover = tl.load(table + (4 + axis) * tensors + owner).to(tl.pointer_type(tl.float32))
-        size = tl.load(layout + (4 + 2 * axis) * tensors + owner).to(tl.int32)
-        span = tl.load(layout + (5 + 2 * axis) * tensors + owner).to(tl.int32)
-        index = column if AXES == 1 else (column // span) % size
-        # Only the last axis counts if it has one element: the others are then missing.
-        limit = columns if axis == AXES - 1 else tl.where(size > 1, columns, 0)
-        least = tl.minimum(least, tl.load(cover + index, column < limit, float("inf")))
-
-    row_cover = tl.load(table + 3 * tensors + owner).to(tl.pointer_type(tl.float32))
-    rows_at = tl.load(layout + 2 * tensors + owner)
-    columns_at = tl.load(layout + 3 * tensors + owner)
-    most = tl.zeros((ROWS, COLUMNS), tl.int32)
-    inner = tl.arange(0, COLUMNS)
-    whole = left + COLUMNS <= columns
-    for turn in range(TURNS):
-        first = top + turn * ROWS
-        if first < rows:
-            row = first + tl.arange(0, ROWS)
-            of_row = tl.load(row_cover + row, row < rows, 0.0)
-            bound = tl.minimum(of_row[:, None], least[None, :])
-            offsets = (turn * ROWS + tl.arange(0, ROWS))[:, None] * columns + inner[None, :]
-            # Only whole tiles load without a mask, and so by 16 bytes at once.
-            if whole and first + ROWS <= rows:
-                bits = _descend(
-                    params, grads, buffers, offsets, None, bound, rate, fraction, kept, taken, eps,
-                    WEIGHT, MOMENTUM,
-                )  # fmt: skip
-            else:
-                mask = (row < rows)[:, None] & in_columns[None, :]
-                bits = _descend(
-                    params, grads, buffers, offsets, mask, bound, rate, fraction, kept, taken, eps,
-                    WEIGHT, MOMENTUM,
-                )  # fmt: skip
-                bits = tl.where(mask, bits, 0)
-            most = tl.maximum(most, bits)
-            tl.atomic_max(scratch + rows_at + row, tl.max(bits, 1), row < rows, sem="relaxed")
-    tl.atomic_max(scratch + columns_at + column, tl.max(most, 0), in_columns, sem="relaxed")
+    largest = tl.zeros((HEIGHT, WIDTH), tl.int32)
+    for start in range(0, height, HEIGHT):
+        present = row < height - start
+        mask = present[:, None] & inside[None, :]
+        gradient = tl.load(grads + offsets, mask, 0.0).to(tl.float32)
+        weight = tl.load(params + offsets, mask, 0.0).to(tl.float32)
+        cover = tl.load(covers + start + row, present, 0.0)
+        smallest = tl.minimum(cover[:, None], least[None, :], propagate_nan=_NAN)
+        square = smallest * kept + squares_taken * gradient * gradient
+        square = tl.where(square == square, square, 0.0)
+        bits = square.to(tl.int32, bitcast=True)
+        largest = tl.maximum(largest, bits)
+        tl.atomic_max(row_maxima + start + row, tl.max(bits, 1), present, sem="relaxed")
+        direction = gradient * tl.rsqrt(square + eps)
+        if MOMENTUM:
+            average = tl.load(buffers + offsets, mask, 0.0).to(tl.float32)
+            direction = direction.to(WEIGHT).to(tl.float32)
+            stored = (average + taken * (direction - average)).to(WEIGHT)
+            tl.store(buffers + offsets, stored, mask)
+            direction = stored.to(tl.float32)
+        tl.store(params + offsets, (weight - rate * direction).to(WEIGHT), mask)
+        params += HEIGHT * columns
+        grads += HEIGHT * columns
+        buffers += HEIGHT * columns
+    tl.atomic_max(column_maxima + column, tl.max(largest, 0), inside, sem="relaxed")
 
 
 @triton.jit
-def _descend(
-    params, grads, buffers, offsets, mask, bound, rate, fraction, kept, taken, eps,
-    WEIGHT: tl.constexpr, MOMENTUM: tl.constexpr,
+def _least(table, matrices, owner, column, inside, AXES: tl.constexpr):
+    """Return the least accumulator of each column, 0 outside of the matrix."""
+    table += 7 * matrices + owner
+    covers = tl.load(table).to(tl.pointer_type(tl.float32))
+    if AXES == 1:
+        least = tl.load(covers + column, inside, 0.0)
+    else:
+        least = tl.full(column.shape, float("inf"), tl.float32)
+        for axis in tl.static_range(AXES):
+            covers = tl.load(table + 3 * axis * matrices).to(tl.pointer_type(tl.float32))
+            size = tl.load(table + (3 * axis + 1) * matrices)
+            stride = tl.load(table + (3 * axis + 2) * matrices)
+            cover = tl.load(covers + column // stride % size, inside, 0.0)
+            least = tl.minimum(least, cover, propagate_nan=_NAN)
+    return least
+
+
+@triton.jit
+def replace(
+    table, owners, places, accumulators, scratch, COPIED: tl.constexpr, FOLDED: tl.constexpr
 ):  # fmt: skip
-    """Return the new squares as bits, which have the order of the numbers; NaN counts as 0."""
-    weight = tl.load(params + offsets, mask).to(tl.float32)
-    gradient = tl.load(grads + offsets, mask).to(tl.float32)
-    square = bound * kept + gradient * gradient * taken
-    direction = tl.div_rn(gradient, tl.sqrt_rn(square + eps))
-    if MOMENTUM:
-        average = tl.load(buffers + offsets, mask).to(tl.float32)
-        rounded = direction.to(WEIGHT).to(tl.float32)
-        stored = (average + fraction * (rounded - average)).to(WEIGHT)
-        tl.store(buffers + offsets, stored, mask)
-        direction = stored.to(tl.float32)
-    tl.store(params + offsets, (weight - rate * direction).to(WEIGHT), mask)
-    return tl.where(square == square, square, 0.0).to(tl.int32, bitcast=True)
+    """Store some elements of an accumulator: COPIED maxima, or the largest of several for FOLDED.
 
-
-@triton.jit
-def store(
-    table, layout, owners, places, tensors, scratch, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Store some accumulators of one axis: each is the largest of its columns in `scratch`.
-
-    `layout` has rows for the count of accumulators, the place of the columns in `scratch`, the
-    columns from one accumulator to the next, and the times that all of them repeat.
+    The table has rows for accumulators, the place of their maxima, their sizes, the strides of
+    their elements among the maxima, and the counts of maxima.
     """
     owner = tl.load(owners + tl.program_id(0))
-    count = tl.load(layout + owner)
-    begin = tl.load(layout + tensors + owner)
-    span = tl.load(layout + 2 * tensors + owner)
-    repeats = tl.load(layout + 3 * tensors + owner)
-    entry = tl.load(places + tl.program_id(0)) * ENTRIES + tl.arange(0, ENTRIES)
-    most = tl.zeros((ENTRIES, COLUMNS), tl.int32)
-    for start in range(0, span * repeats, COLUMNS):
-        number = start + tl.arange(0, COLUMNS)
-        column = (number // span) * (span * count) + number % span
-        places_in = begin + entry[:, None] * span + column[None, :]
-        mask = (entry < count)[:, None] & (number < span * repeats)[None, :]
-        most = tl.maximum(most, tl.load(scratch + places_in, mask, 0))
-    accumulators = tl.load(table + owner).to(tl.pointer_type(tl.float32))
-    values = tl.max(most, 1).to(tl.float32, bitcast=True)
-    tl.store(accumulators + entry, values, entry < count)
+    place = tl.load(places + tl.program_id(0)).to(tl.int64)
+    target = tl.load(table + owner).to(tl.pointer_type(tl.float32))
+    maxima = scratch + tl.load(table + accumulators + owner)
+    size = tl.load(table + 2 * accumulators + owner)
+    stride = tl.load(table + 3 * accumulators + owner)
+    count = tl.load(table + 4 * accumulators + owner)
+    if count == size:
+        _copy(target, maxima, size, place * COPIED, COPIED)
+    else:
+        _fold(target, maxima, size, stride, count // size, place * FOLDED, FOLDED)
+
+
+@triton.jit
+def _copy(target, maxima, size, first, COPIED: tl.constexpr):
+    element = first + tl.arange(0, COPIED)
+    bits = tl.load(maxima + element, element < size, 0)
+    tl.store(target + element, bits.to(tl.float32, bitcast=True), element < size)
+
+
+@triton.jit
+def _fold(target, maxima, size, stride, covered, first, FOLDED: tl.constexpr):
+    element = first + tl.arange(0, FOLDED)
+    mask = element < size
+    largest = tl.zeros((FOLDED, _TURN), tl.int32)
+    for start in range(0, covered, _TURN):
+        other = start + tl.arange(0, _TURN)
+        offsets = other // stride * size * stride + other % stride
+        bits = tl.load(
+            maxima + element[:, None] * stride + offsets[None, :],
+            mask[:, None] & (other < covered)[None, :],
+            0,
+        )
+        largest = tl.maximum(largest, bits)
+    tl.store(target + element, tl.max(largest, 1).to(tl.float32, bitcast=True), mask)
