@@ -61,7 +61,7 @@ def largest_over(numbers: Tensor, like: Any, dimension: int) -> Tensor:
 
 
 def sharded_axes(tensor: Any) -> list[int | None]:
-    """Return the axis that is sharded over each dimension of the mesh, None for a replicated one."""
+    """Return the axis that each dimension of the mesh shards, None for one that replicates."""
     return [getattr(placement, "dim", None) for placement in tensor.placements]
 
 

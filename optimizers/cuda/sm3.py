@@ -250,7 +250,7 @@ def _replace(matrices: list[_Matrix], places: list[int], scratch: Tensor, like: 
     )
     if is_sharded(like):
         _join(targets, [source.axis for source in sources], like)
-        torch._foreach_copy_(
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
             accumulators,
             [
                 target.view(accumulator.shape)
@@ -265,7 +265,7 @@ def _join(maxima: list[Tensor], axes: list[int], like: Tensor) -> None:
         shared = [each for each, axis in zip(maxima, axes, strict=True) if axis != sharded]
         if sharded is not None and shared:
             joined = largest_over(torch.cat(shared), like, dimension)
-            torch._foreach_copy_(shared, joined.split([each.numel() for each in shared]))
+            torch._foreach_copy_(shared, joined.split([each.numel() for each in shared]))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _columns(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
