@@ -306,7 +306,6 @@ def test_a_class_that_hides_the_choice_runs_as_its_record_says(
         ("adamw", "compiled", ["adamw has no compiled implementation"]),
         ("lamb", "compiled", ["lamb", "cannot be simulated"]),
         ("sm3:compiled=True", None, ["sm3", "cannot be simulated"]),
-        ("sm3:fused=True", None, ["sm3 has no fused implementation on cuda"]),
     ],
 )
 def test_an_impossible_way_is_refused_in_one_line(

@@ -225,8 +225,8 @@ def of_width(width: int):
             "amp runs fp32 parameters under autocast, got dtype 'bf16' with amp 'bf16'",
         ),
         (
-            {"implementation": "fused", "optimizers": ["sm3"]},
-            "sm3 has no fused implementation on cuda; ask for loop",
+            {"implementation": "fused", "optimizers": ["rmsprop"]},
+            "rmsprop has no fused implementation; ask for loop",
         ),
         ({"micro_batches": 0}, "micro_batches must be a whole number >= 1, got 0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be a number > 0, got 0.0"),
