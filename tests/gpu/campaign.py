@@ -30,11 +30,12 @@ from journal import Journal  # noqa: E402
 # The weight of each stage, against those after it, in the seconds that are left.
 SHARES = {
     "constants": 60,
-    "recordings": 140,
-    "harness": 120,
-    "tests": 50,
-    "steps": 60,
-    "other recordings": 40,
+    "recordings": 115,
+    "kernels": 100,
+    "harness": 95,
+    "tests": 45,
+    "steps": 35,
+    "other recordings": 20,
 }
 # Seconds below which no job begins.
 LEAST_SECONDS = 2.0
@@ -104,6 +105,7 @@ def jobs_of(jobs: Callable[[], Iterable[Job]]) -> Callable[[Campaign, float], No
 STAGES: dict[str, Callable[[Campaign, float], None]] = {
     "constants": jobs_of(plan.constants),
     "recordings": jobs_of(plan.core_recordings),
+    "kernels": jobs_of(plan.kernels),
     "harness": jobs_of(plan.harness),
     "tests": gpu_tests.run,
     "steps": jobs_of(plan.optimizer_steps),

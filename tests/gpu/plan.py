@@ -69,6 +69,21 @@ _OPTIMIZERS: tuple[dict[str, Any], ...] = (
     *({"optimizer": "adamw", "implementation": how} for how in ("foreach", "loop", "fused")),
     *({"optimizer": name} for name in OURS),
 )
+# Options whose kernels differ, by optimizer.
+_CHECKED = {
+    "sm3": ["sm3", "sm3:momentum=0.9", "sm3:momentum=0.9,beta=0.95"],
+    "sgd-sai": ["sgd-sai", "sgd-sai:momentum=0"],
+    "lamb16": ["lamb16", "lamb16:weight_decay=0.01"],
+    "lamb": ["lamb:weight_decay=0.01", "lamb:preset=nvidia", "lamb:preset=cybertronai"],
+}
+# The shapes of torchvision's ResNet-101: 314 tensors.
+RESNET101: dict[str, Any] = {"model": "resnet50", "config": {"depths": [3, 4, 23, 3]}}
+KERNEL_MODELS: dict[str, dict[str, Any]] = {
+    "gpt2-xl fp32": {"model": "gpt2-xl", "dtype": "fp32"},
+    "resnet101 fp32": {**RESNET101, "dtype": "fp32"},
+    "gpt2-xl bf16": {"model": "gpt2-xl", "dtype": "bf16"},
+    "llama-1b fp32": {**_ONE_BILLION, "dtype": "fp32"},
+}
 # The paper's claim: float32 on 80 GB. Shorter sequences follow in case the long ones do not fit.
 _CLAIMS: tuple[dict[str, Any], ...] = tuple(
     {
@@ -106,6 +121,34 @@ def other_recordings() -> Iterator[Job]:
 
 def _recording(name: str, scenario: Scenario) -> Job:
     return Job(name=name, task="record", arguments={"scenario": asdict(scenario)}, limit=40)
+
+
+def kernels() -> Iterator[Job]:
+    """Yield checks of the kernels, then steps alone; compiled ones, slow to make, come last.
+
+    An optimizer has a process of its own: the states of all do not fit on 80 GB.
+    """
+    for name, specs in _CHECKED.items():
+        arguments = {"specs": specs, "graph": name}
+        yield Job(name=f"check {name}", task="kernel-check", arguments=arguments, limit=30)
+    for model in KERNEL_MODELS:
+        for name in _CHECKED:
+            yield _kernel_steps(model, name, [(name, "fused"), (name, "foreach")], limit=25)
+        yield _kernel_steps(model, "torch", [("adamw", "fused"), ("sgd", "fused")], limit=25)
+    for model in KERNEL_MODELS:
+        for name in _CHECKED:
+            ways = [(name, "fused"), (name, "compiled")]
+            yield _kernel_steps(model, f"{name} compiled", ways, limit=60)
+
+
+def _kernel_steps(model: str, name: str, ways: list[tuple[str, str]], *, limit: float) -> Job:
+    scenario = Scenario(device="cuda", workload="state", **KERNEL_MODELS[model])
+    return Job(
+        name=f"kernels {model} {name}",
+        task="kernel-steps",
+        arguments={"scenario": asdict(scenario), "ways": ways},
+        limit=limit,
+    )
 
 
 def harness() -> Iterator[Job]:

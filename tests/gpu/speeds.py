@@ -49,12 +49,12 @@ def _streams(mebibytes: int) -> dict[str, Any]:
         "foreach_add": (3, lambda: _foreach_add_([target], [source])),
     }
     return {
-        name: {"bytes": times * nbytes, "seconds": _device_seconds(run, inner)}
+        name: {"bytes": times * nbytes, "seconds": device_seconds(run, inner)}
         for name, (times, run) in runs.items()
     }
 
 
-def _device_seconds(run: Callable[[], Any], inner: int) -> list[float]:
+def device_seconds(run: Callable[[], Any], inner: int) -> list[float]:
     """Return samples of the device's seconds per call, each over `inner` calls."""
     run()
     seconds = []
@@ -141,7 +141,7 @@ def _graph() -> dict[str, list[float]]:
         with torch.cuda.graph(graph):
             for _ in range(kernels):
                 x.add_(1.0)
-        by_count[str(count)] = [seconds / kernels for seconds in _device_seconds(graph.replay, 5)]
+        by_count[str(count)] = [seconds / kernels for seconds in device_seconds(graph.replay, 5)]
     return by_count
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import attention
 import footprint
+import kernel_checks
+import kernels
 import recurrent
 import speeds
 import steps
@@ -27,14 +29,15 @@ WARM_UP_SECONDS, WARM_UP_LIMIT = 0.5, 1.5
 
 @dataclass(frozen=True)
 class Say:
-    """Notes constants one by one, so that a failure loses no earlier one."""
+    """Notes results one by one, constants unless said, so that a failure loses no earlier one."""
 
     journal: Journal
     job: str
+    kind: str = "constant"
 
     def __call__(self, name: str, value: Any) -> None:
-        """Note one constant."""
-        self.journal.note("constant", job=self.job, name=name, value=value)
+        """Note one result."""
+        self.journal.note(self.kind, job=self.job, name=name, value=value)
 
     def attempt(self, name: str, find: Callable[..., Any], *arguments: Any) -> None:
         """Note the result of a function, or its traceback."""
@@ -55,6 +58,18 @@ def probe(journal: Journal, name: str) -> float:
 def constants(journal: Journal, name: str) -> None:
     """Measure the group of constants with the job's name."""
     GROUPS[name](Say(journal, name))
+
+
+def kernel_steps(
+    journal: Journal, name: str, scenario: dict[str, Any], ways: list[tuple[str, str]]
+) -> None:
+    """Time the steps of some optimizers alone, on one model."""
+    kernels.steps(Say(journal, name, "kernel"), scenario, ways)
+
+
+def check_kernels(journal: Journal, name: str, specs: list[str], graph: str) -> None:
+    """Compare fused steps with the loop's, and a graph's replays with steps."""
+    kernel_checks.check(Say(journal, name, "kernel"), specs, graph)
 
 
 def take_recording(journal: Journal, name: str, scenario: dict[str, Any]) -> dict[str, Any]:
@@ -113,4 +128,6 @@ TASKS: dict[str, Callable[..., Any]] = {
     "constants": constants,
     "record": take_recording,
     "measure": measure,
+    "kernel-steps": kernel_steps,
+    "kernel-check": check_kernels,
 }
