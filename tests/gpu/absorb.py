@@ -3,9 +3,9 @@
     python tests/gpu/absorb.py FOLDER
 
 Recordings that together have each mechanism go to tests/data/golden. Records and their report go to
-docs/results/GPU, where GPU is the name in the catalogue, with constants.json and comparison.md. A
-folder of an interrupted campaign is absorbed too. To look into a deviation, use the versions of
-torch and transformers in the journal: both change.
+docs/results/GPU, where GPU is the name in the catalogue, with constants.json, comparison.md and
+kernels.md. A folder of an interrupted campaign is absorbed too. To look into a deviation, use the
+versions of torch and transformers in the journal: both change.
 """
 
 import argparse
@@ -20,6 +20,7 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT / "src"), str(HERE.parent / "golden")]
 
 import against  # noqa: E402
+import kernel_marks  # noqa: E402
 from comparison import Comparison, compare, marks  # noqa: E402
 from derived import catalogue_lines, derive  # noqa: E402
 from optprof.profiler.records.record import Record  # noqa: E402
@@ -140,7 +141,23 @@ def main() -> int:
     met = write_comparison(
         result, recordings, constants.get("copy_bandwidth"), folder / "comparison.md"
     )
+    met = write_kernels(result, folder / "kernels.md") and met
     return 0 if met else 1
+
+
+def write_kernels(result: Result, path: Path) -> bool:
+    """Print the optimizers' steps and write them; return False if a target is missed.
+
+    A campaign without the stage "kernels" misses none.
+    """
+    if not result.kernels:
+        return True
+    lines, met = kernel_marks.lines(result.kernels)
+    title = f"# Optimizer steps on {result.gpu or 'a GPU that is not in the catalogue'}"
+    text = "\n".join([title, "", *lines]) + "\n"
+    print(text, flush=True)
+    path.write_text(text, encoding="utf-8")
+    return met
 
 
 def write_comparison(

@@ -33,10 +33,18 @@ class Result:
     @cached_property
     def constants(self) -> dict[str, dict[str, Any]]:
         """Return the constants by group and name."""
-        constants: dict[str, dict[str, Any]] = {}
-        for line in self.of_kind("constant"):
-            constants.setdefault(line["job"], {})[line["name"]] = line["value"]
-        return constants
+        return self._by_job("constant")
+
+    @cached_property
+    def kernels(self) -> dict[str, dict[str, Any]]:
+        """Return the results of the stage "kernels" by job and name."""
+        return self._by_job("kernel")
+
+    def _by_job(self, kind: str) -> dict[str, dict[str, Any]]:
+        by_job: dict[str, dict[str, Any]] = {}
+        for line in self.of_kind(kind):
+            by_job.setdefault(line["job"], {})[line["name"]] = line["value"]
+        return by_job
 
     def recordings(self) -> Iterator[tuple[str, Recording]]:
         """Yield the recordings with their names, in order."""

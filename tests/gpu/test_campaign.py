@@ -12,6 +12,8 @@ from pathlib import Path
 
 import absorb
 import campaign
+import kernel_marks
+import kernels
 import plan
 import pytest
 from budget import Budget
@@ -132,6 +134,10 @@ def test_a_rehearsal_is_absorbed_and_meets_its_simulation(rehearsed: Path, tmp_p
     assert "2 of 2 recordings meet theirs" in comparison
     assert "peak allocated, 2: median 0.000%, worst 0.000%, lowest +0.000%: met" in comparison
     assert "MISSED" in comparison
+    # The first job compares SM3's kernels with the loop; it times none.
+    steps = (folder / "kernels.md").read_text()
+    assert "0 of our 16 targets are met." in steps
+    assert "| sm3:momentum=0.9 | bf16 |" in steps
     assert (folder / "report.html").is_file()
     assert json.loads((folder / "constants.json").read_text())["compute_capability"] == [9, 0]
     assert "multiprocessors=132," in done.stdout
@@ -234,6 +240,28 @@ def test_every_group_of_constants_is_measured_except_those_of_the_driver(childre
     needed = {"copy_bandwidth", "launch_seconds", "foreach_seconds_per_tensor", "item_seconds"}
     needed |= {"kernel_gap_seconds", "workspace_bytes", "small_steps", "staging_bytes", "attention"}
     assert needed <= set(constants)
+
+
+def test_a_way_that_fails_is_noted_and_the_next_one_is_timed(children: Children):
+    scenario = Scenario(device="cuda", workload="state", model="gpt2", dtype="bf16")
+    # torch's SGD has no compiled way.
+    ways = [("sgd", "compiled"), ("sgd", "foreach"), ("sm3", "foreach")]
+    arguments = {"scenario": asdict(scenario), "ways": ways}
+    job = Job(name="kernels gpt2 bf16 some", task="kernel-steps", arguments=arguments)
+    assert children.run(job, 60) == "ok"
+    result = Result(children.journal.folder)
+    failed = [line["name"] for line in result.of_kind("failed")]
+    assert failed[-1] == "kernels gpt2 bf16 some, sgd compiled: size"
+    rows = list(kernel_marks.steps(result.kernels))
+    assert [(row.model, row.optimizer) for row in rows] == [
+        ("gpt2 bf16", "sgd"),
+        ("gpt2 bf16", "sm3"),
+    ]
+    size = result.kernels[job.name]["sm3 foreach: size"]["parameters"]
+    assert [row.nbytes for row in rows] == [10 * size, 6 * size]
+    assert all(row.seconds > 0 and row.share is not None and row.kernels for row in rows)
+    warm_up = result.kernels[job.name]["sm3 foreach: times"]["warm_up"]
+    assert len(warm_up) == kernels.WARM_UP
 
 
 def test_if_a_fork_cannot_use_cuda_each_job_loads_torch(tmp_path: Path):
