@@ -41,6 +41,7 @@ _PACKAGES = (
         "the traces of --trace in TensorBoard",
         "tensorboard",
     ),
+    ("triton", "triton", "our optimizers' fused steps on CUDA", "fused"),
     ("peft", "peft", "--lora", "lora"),
     ("pytorch-optimizer", "pytorch_optimizer", "more optimizers", "zoo"),
 )
