@@ -65,6 +65,21 @@ def sharded_axes(tensor: Any) -> list[int | None]:
     return [getattr(placement, "dim", None) for placement in tensor.placements]
 
 
+def follows(tensor: Any, other: Any, axis: int) -> bool:
+    """Return whether a tensor is sharded along with an axis of a sharded one, and not otherwise.
+
+    The answer is the same on all ranks.
+    """
+    from torch.distributed.tensor import Replicate, Shard
+
+    wanted = [Shard(axis) if each == Shard(axis) else Replicate() for each in other.placements]
+    return (
+        all(type(each) in (Shard, Replicate) for each in other.placements)
+        and is_sharded(tensor)
+        and list(tensor.placements) == wanted
+    )
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a tensor is a DTensor, without importing torch.distributed."""
     return hasattr(tensor, "full_tensor")

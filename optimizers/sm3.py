@@ -28,7 +28,7 @@ from .arguments import require_fraction, require_not_negative
 from .bucket import Bucket, Options, State, add_number, add_squares, average, descend, is_nonzero
 from .loading import Shapes
 from .multi_tensor import MultiTensorOptimizer
-from .sharded import is_sharded, largest_along, local, placed_like
+from .sharded import follows, is_sharded, largest_along, placed_like
 
 _ROWS = 32
 _KERNELS = Path(__file__).with_suffix(".cpp")
@@ -156,12 +156,16 @@ class SM3(MultiTensorOptimizer):
         descend(bucket.params, directions, lr)
 
     def _fits_kernel(self, param: Tensor, state: State) -> bool:
-        # A parameter whose first gradient was sparse has only the accumulator of its rows. Some
-        # shardings leave accumulators whole on every rank.
-        covers_all_axes = [local(each).numel() for each in _cover(state, param)] == list(
-            local(param).shape or [1]
+        # A parameter whose first gradient was sparse has only the accumulator of its rows.
+        cover = _cover(state, param)
+        return (
+            [each.numel() for each in cover] == list(param.shape or [1])
+            and (
+                not is_sharded(param)
+                or all(follows(each, param, axis) for axis, each in enumerate(cover))
+            )
+            and state.get("momentum_buffer", param).shape == param.shape
         )
-        return covers_all_axes and state.get("momentum_buffer", param).shape == param.shape
 
     def _update_fused(self, bucket: Bucket) -> None:
         lr, momentum, beta, eps = (

@@ -7,10 +7,12 @@ scratch tensor. The second one makes the accumulators from them. sm3.py has the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache, reduce
 from itertools import chain
 from math import inf, prod
+from operator import or_
 from typing import Any
 
 import torch
@@ -32,168 +34,133 @@ _COPIED, _FOLDED = 2**10, 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
-    """An accumulator and the `count` maxima of the scratch tensor from which it is made.
+class _Layout:
+    """The matrix of a shape.
 
-    `stride` is that of its elements among the maxima.
+    `row_axis` is -1 for a vector, which is one row without an accumulator. `axes` has four numbers
+    for each axis: its size, the stride of its elements among the maxima that it covers, the count
+    of those, and the place of the first one among the maxima of the rows and then of the columns.
     """
 
-    accumulator: Tensor
-    axis: int
-    size: int
-    stride: int
-    count: int
-    place: int
+    row_axis: int
+    rows: int
+    columns: int
+    axes: tuple[tuple[int, int, int, int], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@lru_cache(maxsize=1024)
+def _layout(shape: torch.Size) -> _Layout:
+    last = len(shape) - 2
+    # An axis of one element before that of the rows is as good as one of the columns.
+    row_axis = next((axis for axis in range(last) if shape[axis] != 1), max(last, -1))
+    rows = 1 if row_axis < 0 else shape[row_axis]
+    columns = prod(shape[row_axis + 1 :])
+    axes = [
+        (size, columns if axis < row_axis else prod(shape[axis + 1 :]), columns, rows)
+        for axis, size in enumerate(shape or (1,))
+    ]
+    if row_axis >= 0:
+        axes[row_axis] = (rows, 1, rows, 0)
+    return _Layout(row_axis=row_axis, rows=rows, columns=columns, axes=tuple(axes))
+
+
+@dataclass(kw_only=True)
 class _Matrix:
-    """A local shard as the matrix that the kernel sees, and its accumulators by axis."""
+    """A local shard as the kernel sees it: parameter, gradient and buffer, and the accumulators.
 
-    param: Tensor
-    grad: Tensor
-    buffer: Tensor
+    `place` is that of its maxima in the scratch tensor.
+    """
+
+    tensors: tuple[Tensor, Tensor, Tensor]
     cover: list[Tensor]
+    layout: _Layout
+    place: int = 0
 
-    @cached_property
-    def row_axis(self) -> int:
-        """The axis of the rows, or -1 for a vector, which is one row without an accumulator."""
-        shape = self.param.shape
-        if len(shape) < 2:
-            return -1
-        # An axis of one element before it is as good as a column's.
-        return next((axis for axis, size in enumerate(shape[:-2]) if size != 1), len(shape) - 2)
-
-    @cached_property
-    def rows(self) -> int:
-        return 1 if self.row_axis < 0 else self.param.shape[self.row_axis]
-
-    @cached_property
-    def columns(self) -> int:
-        return prod(self.param.shape[self.row_axis + 1 :])
-
-    def sources(self, place: int) -> list[_Source]:
-        """Return the accumulators, given the place of the rows' maxima; the columns' follow."""
-        shape = self.param.shape or (1,)
-        return [
-            _Source(
-                accumulator=self.cover[axis],
-                axis=axis,
-                size=size,
-                stride=prod(shape[axis + 1 :]) if axis > self.row_axis else self.columns,
-                count=self.columns,
-                place=place + self.rows,
-            )
-            if axis != self.row_axis
-            else _Source(
-                accumulator=self.cover[axis],
-                axis=axis,
-                size=size,
-                stride=1,
-                count=size,
-                place=place,
-            )
-            for axis, size in enumerate(shape)
-        ]
-
-    def row(self, place: int, axes: int, unlimited: Tensor) -> tuple[int, ...]:
+    def row(self, axes: int, unlimited: Tensor) -> list[int]:
         """Return its numbers in the table of the first launch, padded to a count of axes."""
-        columns = [source for source in self.sources(place) if source.axis != self.row_axis]
-        tensors = (self.param, self.grad, self.buffer)
-        return (
-            *(tensor.data_ptr() for tensor in tensors),
-            (unlimited if self.row_axis < 0 else self.cover[self.row_axis]).data_ptr(),
-            *(self.rows, self.columns, place),
-            *(
-                number
-                for source in columns
-                for number in (source.accumulator.data_ptr(), source.size, source.stride)
-            ),
-            *((unlimited.data_ptr(), 1, 1) * (axes - len(columns))),
-        )
+        layout = self.layout
+        cover = unlimited if layout.row_axis < 0 else self.cover[layout.row_axis]
+        numbers = [each.data_ptr() for each in (*self.tensors, cover)]
+        numbers += [layout.rows, layout.columns, self.place]
+        for axis, (size, stride, *_) in enumerate(layout.axes):
+            if axis != layout.row_axis:
+                numbers += [self.cover[axis].data_ptr(), size, stride]
+        return numbers + [unlimited.data_ptr(), 1, 1] * (axes - (len(numbers) - 7) // 3)
 
-    @cached_property
-    def is_aligned(self) -> bool:
-        return all(
-            tensor.data_ptr() % ALIGNMENT == 0 for tensor in (self.param, self.grad, self.buffer)
-        ) and not (self.columns * self.param.element_size() % ALIGNMENT)
-
-    @cached_property
+    @property
     def kind(self) -> tuple[str, bool]:
-        """The matrices of one kind are updated by one launch."""
-        if self.rows < _FEW_ROWS or self.columns >= _MANY_COLUMNS:
-            return "few rows", self.is_aligned
-        return "few columns" if self.columns < _FEW_COLUMNS else "tiles", self.is_aligned
+        """The matrices of one kind are updated by one launch; the second is True if aligned."""
+        rows, columns = self.layout.rows, self.layout.columns
+        widths = (columns * self.tensors[0].element_size(), *(t.data_ptr() for t in self.tensors))
+        aligned = reduce(or_, widths) % ALIGNMENT == 0
+        if rows < _FEW_ROWS or columns >= _MANY_COLUMNS:
+            return "few rows", aligned
+        return "few columns" if columns < _FEW_COLUMNS else "tiles", aligned
 
 
 def update(bucket: Bucket) -> None:
     """Update a bucket; all its tensors are contiguous."""
-    momentum = bucket.options["momentum"]
-    buffers = bucket.state("momentum_buffer") if momentum else bucket.params
-    covers = [
-        [local(state[f"accumulator_{axis}"]) for axis in range(max(param.dim(), 1))]
-        for param, state in zip(bucket.params, bucket.states, strict=True)
-    ]
+    buffers = bucket.state("momentum_buffer") if bucket.options["momentum"] else bucket.params
+    matrices: list[_Matrix] = []
     kinds: dict[tuple[str, bool], list[_Matrix]] = {}
-    for param, grad, buffer, cover in zip(
-        bucket.params, bucket.grads, buffers, covers, strict=True
+    for param, grad, buffer, state in zip(
+        bucket.params, bucket.grads, buffers, bucket.states, strict=True
     ):
-        matrix = _Matrix(param=local(param), grad=local(grad), buffer=local(buffer), cover=cover)
+        shard = local(param)
+        layout = _layout(shard.shape)
+        matrix = _Matrix(
+            tensors=(shard, local(grad), local(buffer)),
+            cover=[local(state[f"accumulator_{axis}"]) for axis in range(len(layout.axes))],
+            layout=layout,
+        )
+        matrices.append(matrix)
         kinds.setdefault(matrix.kind, []).append(matrix)
-    matrices = [matrix for alike in kinds.values() for matrix in alike]
-    device = matrices[0].param.device
     places = [0]
-    for matrix in matrices:
-        places.append(places[-1] + matrix.rows + matrix.columns)
+    for alike in kinds.values():
+        for matrix in alike:
+            matrix.place = places[-1]
+            places.append(places[-1] + matrix.layout.rows + matrix.layout.columns)
+    device = matrices[0].tensors[0].device
     scratch = torch.zeros(places[-1], dtype=torch.int32, device=device)
     begun = 0
     for (kind, aligned), alike in kinds.items():
-        chosen = places[begun : begun + len(alike) + 1]
-        _launch(kind, aligned, alike, chosen, scratch, bucket.options)
+        maxima = scratch[places[begun] : places[begun + len(alike)]]
+        _launch(kind, aligned, alike, scratch, maxima, bucket.options)
         begun += len(alike)
-    _replace(matrices, places, scratch, bucket.params[0])
+    # Ranks join their maxima by their order. The kinds may differ from rank to rank.
+    _replace(matrices, scratch, bucket.params[0])
 
 
 def _launch(
     kind: str,
     aligned: bool,
     matrices: list[_Matrix],
-    places: list[int],
     scratch: Tensor,
+    maxima: Tensor,
     options: dict[str, Any],
 ) -> None:
+    """Update the matrices of one kind, whose maxima are a part of the scratch tensor."""
     lr, momentum, beta = options["lr"], options["momentum"], options["beta"]
-    device, dtype = matrices[0].param.device, matrices[0].param.dtype
-    height, width = _block(kind, max(matrix.columns for matrix in matrices), dtype)
+    device, dtype = scratch.device, matrices[0].tensors[0].dtype
+    height, width = _block(kind, max(matrix.layout.columns for matrix in matrices), dtype)
     rows = max(_TILE // width, height)
     # No other accumulator is larger. Its only element serves every index.
     unlimited = on_device((inf,), torch.float32, device)
-    axes = max(max(matrix.param.dim() - 1, 1) for matrix in matrices)
-    table = _columns(
-        [
-            matrix.row(place, axes, unlimited)
-            for matrix, place in zip(matrices, places[:-1], strict=True)
-        ],
-        device,
-    )
-    cut = chunks(
-        [-(-matrix.rows // rows) * -(-matrix.columns // width) for matrix in matrices], 1, device
-    )
+    axes = max(max(len(matrix.cover) - 1, 1) for matrix in matrices)
+    table = _columns([matrix.row(axes, unlimited) for matrix in matrices], device)
+    programs = [
+        -(-matrix.layout.rows // rows) * -(-matrix.layout.columns // width) for matrix in matrices
+    ]
+    cut = chunks(programs, 1, device)
+    params, grads, buffers = zip(*(matrix.tensors for matrix in matrices), strict=True)
     launch(
         "sm3_kernels.update",
         cut.count,
         *(table, cut.owners, cut.places, len(matrices), scratch),
         *(lr if isinstance(lr, Tensor) else float(lr), 1.0 - momentum),
         *(float(beta) or 1.0, 1.0 - beta, float(options["eps"])),
-        reads=[
-            *(matrix.grad for matrix in matrices),
-            *(accumulator for matrix in matrices for accumulator in matrix.cover),
-        ],
-        writes=[
-            *(matrix.param for matrix in matrices),
-            *(matrix.buffer for matrix in matrices if momentum),
-            scratch[places[0] : places[-1]],
-        ],
+        reads=[*grads, *(each for matrix in matrices for each in matrix.cover)],
+        writes=[*params, *(buffers if momentum else ()), maxima],
         WEIGHT=dtype,
         MOMENTUM=bool(momentum),
         TENSOR_LR=isinstance(lr, Tensor),
@@ -215,28 +182,25 @@ def _block(kind: str, columns: int, dtype: torch.dtype) -> tuple[int, int]:
     return _BLOCK // width, width
 
 
-def _replace(matrices: list[_Matrix], places: list[int], scratch: Tensor, like: Tensor) -> None:
+def _replace(matrices: list[_Matrix], scratch: Tensor, like: Tensor) -> None:
     """Replace the accumulators by the maxima of their rows and of the columns that they cover."""
-    sources: list[_Source] = []
-    for matrix, place in zip(matrices, places[:-1], strict=True):
-        sources += matrix.sources(place)
-    accumulators = [source.accumulator for source in sources]
-    sizes = [source.size for source in sources]
+    accumulators = [each for matrix in matrices for each in matrix.cover]
+    axes = [axis for matrix in matrices for axis in range(len(matrix.cover))]
+    sources = [
+        (matrix.place + begin, size, stride, count)
+        for matrix in matrices
+        for size, stride, count, begin in matrix.layout.axes
+    ]
+    targets = accumulators
     if is_sharded(like):
-        new = torch.empty(sum(sizes), dtype=torch.float32, device=scratch.device)
-        targets = [*new.split(sizes)]
-    else:
-        targets = accumulators
+        sizes = [size for _, size, *_ in sources]
+        targets = [*scratch.new_empty(sum(sizes), dtype=torch.float32).split(sizes)]
     table = _columns(
-        [
-            (target.data_ptr(), source.place, source.size, source.stride, source.count)
-            for target, source in zip(targets, sources, strict=True)
-        ],
+        [(target.data_ptr(), *source) for target, source in zip(targets, sources, strict=True)],
         scratch.device,
     )
     programs = [
-        -(-source.size // (_COPIED if source.count == source.size else _FOLDED))
-        for source in sources
+        -(-size // (_COPIED if count == size else _FOLDED)) for _, size, _, count in sources
     ]
     cut = chunks(programs, 1, scratch.device)
     launch(
@@ -249,14 +213,12 @@ def _replace(matrices: list[_Matrix], places: list[int], scratch: Tensor, like: 
         FOLDED=_FOLDED,
     )
     if is_sharded(like):
-        _join(targets, [source.axis for source in sources], like)
-        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-            accumulators,
-            [
-                target.view(accumulator.shape)
-                for target, accumulator in zip(targets, accumulators, strict=True)
-            ],
-        )
+        _join(targets, axes, like)
+        shaped = [
+            target.view(accumulator.shape)
+            for target, accumulator in zip(targets, accumulators, strict=True)
+        ]
+        torch._foreach_copy_(accumulators, shaped)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _join(maxima: list[Tensor], axes: list[int], like: Tensor) -> None:
@@ -268,6 +230,6 @@ def _join(maxima: list[Tensor], axes: list[int], like: Tensor) -> None:
             torch._foreach_copy_(shared, joined.split([each.numel() for each in shared]))  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _columns(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
+def _columns(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Return a table with a column for each of these rows."""
     return on_device(tuple(chain.from_iterable(zip(*rows, strict=True))), torch.int64, device)
