@@ -19,7 +19,7 @@ from torch import Tensor
 from .bucket import Bucket, State
 from .compiled import note_changes
 from .kernels import library
-from .sharded import is_sharded, local
+from .sharded import local, sharding
 
 if TYPE_CHECKING:
     from .multi_tensor import MultiTensorOptimizer
@@ -103,12 +103,12 @@ def _suited(optimizer: MultiTensorOptimizer, bucket: Bucket) -> list[bool]:
     """
     like = bucket.params[0]
     by_triton = KERNELS[like.device.type] == "triton"
-    sharded, dtype = is_sharded(like), like.dtype
+    placed, dtype = sharding(like), like.dtype
     if (
         torch.compiler.is_compiling()
         or dtype not in (_TRITON_TYPES if by_triton else _TYPES)
-        or (sharded and not by_triton)
-        or not (sharded or type(like) in _PLAIN)
+        or (placed and not by_triton)
+        or not (placed or type(like) in _PLAIN)
     ):
         return [False] * len(bucket.params)
     dtypes: dict[str, torch.dtype] = {}
@@ -116,10 +116,9 @@ def _suited(optimizer: MultiTensorOptimizer, bucket: Bucket) -> list[bool]:
     def suits(param: Tensor, grad: Tensor, state: State) -> bool:
         if grad.is_sparse or grad.dtype != dtype or grad.shape != param.shape:
             return False
-        if sharded:
-            if not _shards_alike(param, grad):
-                return False
-            param, grad = local(param), local(grad)
+        if sharding(grad) != placed:
+            return False
+        param, grad = local(param), local(grad)
         return (
             # Neither one without data nor one that is still on its way from other ranks.
             type(param) in _PLAIN
@@ -150,11 +149,3 @@ def _takes_state(
         if value.dtype != dtypes[name] and name != "step":
             return False
     return True
-
-
-def _shards_alike(param: Any, grad: Any) -> bool:
-    return (
-        is_sharded(grad)
-        and grad.device_mesh == param.device_mesh
-        and grad.placements == param.placements
-    )

@@ -14,7 +14,6 @@ by element:
 # pyright: reportPrivateImportUsage=false
 
 import ctypes
-from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from math import inf
@@ -41,8 +40,8 @@ from .bucket import (
 )
 from .loading import Shapes
 from .multi_tensor import MultiTensorOptimizer, as_real
-from .reductions import l2_norms
-from .sharded import local, over_ranks, placed_like, whole
+from .reductions import l2_norms, total_norm
+from .sharded import placed_like, whole
 from .ways import chosen_way
 
 # The choices in which the lineages of LAMB differ.
@@ -194,21 +193,10 @@ class LAMB(MultiTensorOptimizer):
 
     def _gradient_norm(self) -> Tensor:
         """Return the norm of all gradients together, in few launches for any number of them."""
-        alike: defaultdict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
-        for param in (param for group in self.param_groups for param in group["params"]):
-            if param.grad is not None:
-                sharding = (getattr(param, name, None) for name in ("device_mesh", "placements"))
-                grad = placed_like(param.grad, param)
-                alike[grad.device, grad.dtype, *sharding].append(grad)
-        squares = [
-            over_ranks(
-                torch.stack(_norms([local(grad) for grad in grads])).square().sum(),
-                grads[0],
-                torch.sum,
-            )
-            for grads in alike.values()
-        ]
-        return torch.stack([to_device(each, squares[0].device) for each in squares]).sum().sqrt()
+        params = [param for group in self.param_groups for param in group["params"]]
+        return total_norm(
+            placed_like(param.grad, param) for param in params if param.grad is not None
+        )
 
     def _prepare(self, bucket: Bucket) -> Bucket:
         """Count the step, and compute the divisors of the bias correction."""

@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT
 from . import fused, ways
 from .bucket import Bucket, Options, State, to_device
 from .loading import Loading, Shapes, lasting
-from .sharded import is_sharded, local
+from .sharded import local, sharding
 
 
 class MultiTensorOptimizer(Loading):
@@ -230,12 +230,8 @@ class MultiTensorOptimizer(Loading):
         for param in dense:
             kind = torch.nn.Parameter if type(param) is Tensor else type(param)
             # The norms of shards are reduced together if they are sharded alike.
-            sharding = (
-                (getattr(param, name) for name in ("device_mesh", "placements"))
-                if way == "fused" and is_sharded(param)
-                else ()
-            )
-            alike[kind, param.device, param.dtype, *sharding].append(param)
+            placed = sharding(param) if way == "fused" else ()
+            alike[kind, param.device, param.dtype, *placed].append(param)
         for tensors in alike.values():
             # A fused update has no temporaries to keep small.
             yield from [tensors] if way == "fused" else _filled(tensors)

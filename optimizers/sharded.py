@@ -80,6 +80,11 @@ def follows(tensor: Any, other: Any, axis: int) -> bool:
     )
 
 
+def sharding(tensor: Any) -> tuple[Any, ...]:
+    """Return the mesh and the placements of a sharded tensor, nothing for any other."""
+    return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else ()
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a tensor is a DTensor, without importing torch.distributed."""
     return hasattr(tensor, "full_tensor")

@@ -20,10 +20,11 @@ from torch.optim import LBFGS
 from torch.optim.optimizer import Optimizer
 
 from ..loading import lasting
+from ..reductions import total_norm
 from ..sharded import is_sharded
 from . import saved
 from .around import Aggregate, Around, group_statistics
-from .norms import norm_over_shards, on_host, rank_count, total_norm
+from .norms import norm_over_shards, on_host, rank_count
 from .saved import Reader
 from .sums import SumInBuffers, SumInGradients, gradients
 from .target import Target

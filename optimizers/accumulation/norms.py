@@ -1,71 +1,17 @@
-"""Norms of gradients: of many at once, of shards, and of each micro-batch while autograd sums.
+"""Norms of gradients: of shards, and of each micro-batch while autograd sums.
 
 All ranks read the same numbers, so that they decide alike.
 """
 
-# pyright: reportPrivateImportUsage=false
-
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..reductions import l2_norms
-from ..sharded import is_sharded, local, over_ranks
-
-
-def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the L2 norm of all elements of one or more tensors, in float32 or wider.
-
-    The result is a 0-dim tensor on the first one's device. Every tensor is read once, without a
-    wait for the device. Half precision is summed in float32. The norm of sharded tensors (DTensor)
-    is that of the whole ones, the same on every rank.
-    """
-    alike: defaultdict[Hashable, list[Tensor]] = defaultdict(list)
-    for tensor in tensors:
-        alike[_layout(tensor)].append(tensor)
-    norms = [_norm_of_alike(group) for group in alike.values()]
-    if len(norms) == 1:
-        return norms[0]
-    dtype = torch.float64 if any(norm.dtype == torch.float64 for norm in norms) else torch.float32
-    return torch.linalg.vector_norm(
-        torch.stack([norm.to(norms[0].device, dtype) for norm in norms])
-    )
-
-
-def _layout(tensor: Any) -> Hashable:
-    return (
-        tensor.device,
-        tensor.dtype,
-        (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None,
-    )
-
-
-def _norm_of_alike(tensors: list[Tensor]) -> Tensor:
-    elements = [each for each in map(_elements, tensors) if each.numel()]
-    dtype = torch.promote_types(
-        torch.float32, tensors[0].real.dtype if tensors[0].is_complex() else tensors[0].dtype
-    )
-    norm = (
-        torch.linalg.vector_norm(torch.stack(l2_norms(elements, dtype)))
-        if elements
-        else torch.zeros((), dtype=dtype, device=tensors[0].device)
-    )
-    return (
-        over_ranks(norm.square(), tensors[0], torch.sum).sqrt() if is_sharded(tensors[0]) else norm
-    )
-
-
-def _elements(tensor: Tensor) -> Tensor:
-    """Return this rank's elements as a dense real tensor."""
-    shard = local(tensor)
-    shard = shard.coalesce().values() if shard.is_sparse else shard
-    return torch.view_as_real(shard) if shard.is_complex() else shard
+from ..reductions import total_norm
 
 
 def rank_count() -> int:

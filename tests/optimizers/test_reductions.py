@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optprof.optimizers import LAMB, SGDSaI
-from optprof.optimizers.accumulation.norms import total_norm
-from optprof.optimizers.reductions import l2_norms
+from optprof.optimizers.reductions import l2_norms, total_norm
 
 # Not a multiple of the rows that are summed apart.
 MANY = 2**24 + 5
