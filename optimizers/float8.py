@@ -75,6 +75,12 @@ def dither_e5m2(count: int, phase: float | Tensor, device: torch.device) -> Tens
     return _dither(count, phase, E5M2_TAIL, device)
 
 
+def stride(places: int) -> int:
+    """Return the step from one threshold of that many bits to the next."""
+    # Odd, so that no two thresholds of a period are equal.
+    return int(_STRIDE * 2**places) | 1
+
+
 def _dither(count: int, phase: float | Tensor, places: int, device: torch.device) -> Tensor:
     turn = phase * 2**places
     turn = (
@@ -86,9 +92,7 @@ def _dither(count: int, phase: float | Tensor, places: int, device: torch.device
         count if compiling else min(count, PERIOD), dtype=torch.int32, device=device
     )
     index = index & (PERIOD - 1) if compiling else index
-    # Odd, so that no two thresholds of a period are equal.
-    stride = int(_STRIDE * 2**places) | 1
-    thresholds = index.mul_(stride).add_(turn).bitwise_and_(2**places - 1)
+    thresholds = index.mul_(stride(places)).add_(turn).bitwise_and_(2**places - 1)
     return (
         thresholds if len(thresholds) == count else thresholds.repeat(-(-count // PERIOD))[:count]
     )

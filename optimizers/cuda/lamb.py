@@ -5,13 +5,15 @@ Without a trust ratio the first pass moves the weights too. lamb.py has the rule
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..bucket import Bucket
 from ..lamb import choices_of, trust_ratios
 from ..sharded import local, over_ranks
-from .launching import addresses, chunks, launch, new_on_device
+from .launching import addresses, chunks, launch, new_on_device, number
 
 # Elements of a chunk and of one turn of a kernel's loop.
 _CHUNK, _BLOCK = 2**14, 2**10
@@ -33,11 +35,11 @@ def update(bucket: Bucket) -> None:
     device, (beta1, beta2) = params[0].device, options["betas"]
     table, aligned = addresses(params, grads, first, second)
     cut = chunks([param.numel() for param in params], _CHUNK, device)
-    lr, clip = options["lr"], options.get("clip")
+    lr, clip = number(options["lr"]), options.get("clip")
     shared = (
         *(table, cut.sizes, cut.owners, cut.places, len(params)),
         *(_divisors(bucket, device) if bucket.numbers else table, lr),
-        *(options["eps"], options["weight_decay"]),
+        *(float(options["eps"]), float(options["weight_decay"])),
     )
     constants = {
         "WEIGHT": params[0].dtype,
@@ -51,7 +53,14 @@ def update(bucket: Bucket) -> None:
     launch(
         "lamb_kernels.average",
         cut.count,
-        *(*shared, 1 - beta1, beta2, 1 - beta2, table if clip is None else clip, partials),
+        *(
+            *shared,
+            1.0 - beta1,
+            float(beta2),
+            1.0 - beta2,
+            table if clip is None else clip,
+            partials,
+        ),
         reads=[*grads, *(params if adapts else [])],
         writes=[*first, *second, *([] if adapts else params)],
         ADAPTS=adapts,
@@ -62,7 +71,7 @@ def update(bucket: Bucket) -> None:
         return
     squares = torch.empty((2, len(params)), dtype=torch.float32, device=device)
     launch(
-        "lamb_kernels.total",
+        "shared_kernels.total",
         len(params),
         *(partials, cut.firsts, cut.count, squares, len(params)),
         reads=[partials],
@@ -83,7 +92,7 @@ def update(bucket: Bucket) -> None:
 
 def _divisors(bucket: Bucket, device: torch.device) -> Tensor:
     """Return the bias corrections: two rows, a column a parameter."""
-    rows = [bucket.numbers[name] for name in ("first", "second")]
+    rows: list[list[Any]] = [bucket.numbers[name] for name in ("first", "second")]
     if isinstance(rows[0][0], Tensor):
-        return torch.stack([torch.stack(row) for row in rows]).float()  # pyright: ignore[reportArgumentType]
+        return torch.stack([torch.stack(row) for row in rows]).float()
     return new_on_device([float(each) for row in rows for each in row], device)

@@ -3,14 +3,15 @@
 import triton
 import triton.language as tl
 
-# float8.py: the bits of a float32 that e4m3 and e5m2 drop, the exponents that align their biases,
-# and the period and strides of the thresholds.
-_FIRST_TAIL, _SECOND_TAIL = tl.constexpr(20), tl.constexpr(21)
+from ..float8 import E4M3_TAIL, E5M2_TAIL, PERIOD, stride
+from .shared_kernels import _chunk, _rate
+
+_FIRST_TAIL, _SECOND_TAIL = tl.constexpr(E4M3_TAIL), tl.constexpr(E5M2_TAIL)
+_FIRST_MASK, _SECOND_MASK = tl.constexpr(2**E4M3_TAIL - 1), tl.constexpr(2**E5M2_TAIL - 1)
+_FIRST_STRIDE, _SECOND_STRIDE = tl.constexpr(stride(E4M3_TAIL)), tl.constexpr(stride(E5M2_TAIL))
+# The exponents that align the biases of a float32 and of the formats.
 _FIRST_BIAS, _SECOND_BIAS = tl.constexpr(120), tl.constexpr(112)
-_FIRST_MASK, _SECOND_MASK = tl.constexpr(2**20 - 1), tl.constexpr(2**21 - 1)
-_PERIOD = tl.constexpr(2**13)
-_FIRST_STRIDE = tl.constexpr(int(0.0901699437 * 2**20) | 1)
-_SECOND_STRIDE = tl.constexpr(int(0.0901699437 * 2**21) | 1)
+_PERIOD = tl.constexpr(PERIOD)
 _NAN = tl.constexpr(tl.PropagateNan.ALL)
 
 
@@ -26,9 +27,7 @@ def measure(
     four rows, a column a chunk.
     """
     chunk = tl.program_id(0)
-    owner = tl.load(owners + chunk)
-    begin = tl.load(places + chunk).to(tl.int64) * CHUNK
-    count = tl.minimum(tl.load(sizes + owner) - begin, CHUNK).to(tl.int32)
+    owner, begin, count = _chunk(owners, places, sizes, chunk, CHUNK)
     params, grads, first, second = _pointers(table, owner, tensors, begin, WEIGHT, ALIGNED)
     first_kept, second_kept, bound = _kept(table, owner, tensors, beta1, beta2, least)
     most_first = tl.zeros((BLOCK,), tl.int32)
@@ -102,9 +101,7 @@ def advance(
     """
     # The last chunks first: the cache still has what the first pass read last.
     chunk = tl.num_programs(0) - 1 - tl.program_id(0)
-    owner = tl.load(owners + chunk)
-    begin = tl.load(places + chunk).to(tl.int64) * CHUNK
-    count = tl.minimum(tl.load(sizes + owner) - begin, CHUNK).to(tl.int32)
+    owner, begin, count = _chunk(owners, places, sizes, chunk, CHUNK)
     params, grads, first, second = _pointers(table, owner, tensors, begin, WEIGHT, ALIGNED)
     first_kept, second_kept, bound = _kept(table, owner, tensors, beta1, beta2, least)
     first_inverse = tl.load(factors + owner)
@@ -113,9 +110,7 @@ def advance(
     first_turn = tl.load(turns + owner).to(tl.int32)
     second_turn = tl.load(turns + tensors + owner).to(tl.int32)
     place = ((tl.load(whole_places + owner) + begin) % _PERIOD).to(tl.int32)
-    rate = lr
-    if TENSOR_LR:
-        rate = tl.load(lr).to(tl.float32)
+    rate = _rate(lr, TENSOR_LR)
     before = tl.zeros((BLOCK,), tl.float32)
     after = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, BLOCK):

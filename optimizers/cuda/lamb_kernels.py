@@ -1,7 +1,9 @@
-"""LAMB's kernels: each program takes one chunk of one tensor, or adds up one tensor's chunks."""
+"""LAMB's kernels: each program takes one chunk of one tensor."""
 
 import triton
 import triton.language as tl
+
+from .shared_kernels import _chunk, _rate
 
 
 @triton.jit
@@ -17,9 +19,7 @@ def average(
     a column a chunk.
     """
     chunk = tl.program_id(0)
-    owner = tl.load(owners + chunk)
-    begin = tl.load(places + chunk).to(tl.int64) * CHUNK
-    count = tl.minimum(tl.load(sizes + owner) - begin, CHUNK).to(tl.int32)
+    owner, begin, count = _chunk(owners, places, sizes, chunk, CHUNK)
     params, first, second = _pointers(table, owner, tensors, begin, WEIGHT, ALIGNED)
     grads = tl.load(table + tensors + owner).to(tl.pointer_type(WEIGHT)) + begin
     if ALIGNED:
@@ -79,19 +79,6 @@ def _direct(mean, square, weight, divisor, root, eps, weight_decay):
 
 
 @triton.jit
-def total(partials, firsts, chunks, squares, tensors, BLOCK: tl.constexpr):
-    """Add up one tensor's chunks, in float64."""
-    owner = tl.program_id(0)
-    begin, end = tl.load(firsts + owner), tl.load(firsts + owner + 1)
-    for row in tl.static_range(2):
-        sums = tl.zeros((BLOCK,), tl.float64)
-        for start in range(begin, end, BLOCK):
-            offsets = start + tl.arange(0, BLOCK)
-            sums += tl.load(partials + row * chunks + offsets, offsets < end, 0.0).to(tl.float64)
-        tl.store(squares + row * tensors + owner, tl.sum(sums, 0).to(tl.float32))
-
-
-@triton.jit
 def descend(
     table, sizes, owners, places, tensors, divisors, lr, eps, weight_decay, ratios,
     WEIGHT: tl.constexpr, CORRECTED: tl.constexpr, TENSOR_LR: tl.constexpr, ALIGNED: tl.constexpr,
@@ -100,9 +87,7 @@ def descend(
     """Move a chunk's weights, by directions from the new moments."""
     # The last chunks first: the cache still has what the first pass read last.
     chunk = tl.num_programs(0) - 1 - tl.program_id(0)
-    owner = tl.load(owners + chunk)
-    begin = tl.load(places + chunk).to(tl.int64) * CHUNK
-    count = tl.minimum(tl.load(sizes + owner) - begin, CHUNK).to(tl.int32)
+    owner, begin, count = _chunk(owners, places, sizes, chunk, CHUNK)
     params, first, second = _pointers(table, owner, tensors, begin, WEIGHT, ALIGNED)
     divisor, root = _corrections(divisors, owner, tensors, CORRECTED)
     rate = _rate(lr, TENSOR_LR) * tl.load(ratios + owner)
@@ -149,11 +134,3 @@ def _corrections(divisors, owner, tensors, CORRECTED: tl.constexpr):
         divisor = tl.load(divisors + owner)
         root = tl.sqrt_rn(tl.load(divisors + tensors + owner))
     return divisor, root
-
-
-@triton.jit
-def _rate(lr, TENSOR_LR: tl.constexpr):
-    rate = lr
-    if TENSOR_LR:
-        rate = tl.load(lr).to(tl.float32)
-    return rate

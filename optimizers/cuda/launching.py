@@ -114,6 +114,11 @@ def new_on_device(values: Sequence[float], device: torch.device) -> Tensor:
     return _copied(tuple(values), torch.float32, device)[1]
 
 
+def number(option: float | Tensor) -> float | Tensor:
+    """Return a kernel's number; Triton would compile another variant for a whole one."""
+    return option if isinstance(option, Tensor) else float(option)
+
+
 _captured: list[tuple[Tensor, Tensor]] = []
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..bucket import Bucket
 from ..sharded import local
-from .launching import addresses, chunks, launch
+from .launching import addresses, chunks, launch, number
 
 # Elements of a chunk and of one turn of a kernel's loop.
 _CHUNK, _BLOCK = 2**14, 2**11
@@ -28,9 +28,9 @@ def update(bucket: Bucket) -> None:
         cut.owners,
         cut.places,
         len(params),
-        options["lr"],
-        1 - momentum,
-        options["weight_decay"],
+        number(options["lr"]),
+        1.0 - momentum,
+        float(options["weight_decay"]),
         reads=[*grads, *ratios],
         writes=[*params, *buffers],
         WEIGHT=params[0].dtype,

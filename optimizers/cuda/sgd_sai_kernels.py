@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .shared_kernels import _chunk, _rate
+
 
 @triton.jit
 def update(
@@ -22,9 +24,7 @@ def update(
     BLOCK: tl.constexpr,
 ):
     """Update a chunk; the table has rows for parameters, gradients, buffers and ratios."""
-    owner = tl.load(owners + tl.program_id(0))
-    first = tl.load(places + tl.program_id(0)).to(tl.int64) * CHUNK
-    count = tl.minimum(tl.load(sizes + owner) - first, CHUNK).to(tl.int32)
+    owner, first, count = _chunk(owners, places, sizes, tl.program_id(0), CHUNK)
     params = tl.load(table + owner).to(tl.pointer_type(WEIGHT)) + first
     grads = tl.load(table + tensors + owner).to(tl.pointer_type(WEIGHT)) + first
     buffers = tl.load(table + 2 * tensors + owner).to(tl.pointer_type(WEIGHT)) + first
@@ -34,9 +34,8 @@ def update(
         buffers = tl.multiple_of(buffers, 16)
     # A ratio is float32: parameters of float64 have no kernel.
     ratio = tl.load(tl.load(table + 3 * tensors + owner).to(tl.pointer_type(tl.float32)))
-    if TENSOR_LR:
-        lr = tl.load(lr).to(tl.float32)
-    kept, rate = 1 - lr * weight_decay, lr * ratio
+    rate = _rate(lr, TENSOR_LR)
+    kept, rate = 1 - rate * weight_decay, rate * ratio
     for start in range(0, count, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         # Only whole blocks load without a mask, and so by 16 bytes at once.

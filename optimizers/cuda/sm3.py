@@ -5,6 +5,8 @@ The first launch keeps the largest square of each row and of each column of that
 scratch tensor. The second one makes the accumulators from them. sm3.py has the rule.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from ..bucket import Bucket
 from ..sharded import is_sharded, largest_over, local, sharded_axes
-from .launching import ALIGNMENT, chunks, launch, on_device
+from .launching import ALIGNMENT, chunks, launch, number, on_device
 
 # Elements of a tile, of one turn of a kernel's loop over its rows, and of the width in bytes that a
 # warp moves at once: a row then stays within one warp.
@@ -157,7 +159,7 @@ def _launch(
         "sm3_kernels.update",
         cut.count,
         *(table, cut.owners, cut.places, len(matrices), scratch),
-        *(lr if isinstance(lr, Tensor) else float(lr), 1.0 - momentum),
+        *(number(lr), 1.0 - momentum),
         *(float(beta) or 1.0, 1.0 - beta, float(options["eps"])),
         reads=[*grads, *(each for matrix in matrices for each in matrix.cover)],
         writes=[*params, *(buffers if momentum else ()), maxima],
@@ -218,7 +220,7 @@ def _replace(matrices: list[_Matrix], scratch: Tensor, like: Tensor) -> None:
             target.view(accumulator.shape)
             for target, accumulator in zip(targets, accumulators, strict=True)
         ]
-        torch._foreach_copy_(accumulators, shaped)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_copy_(accumulators, shaped)
 
 
 def _join(maxima: list[Tensor], axes: list[int], like: Tensor) -> None:
@@ -227,7 +229,7 @@ def _join(maxima: list[Tensor], axes: list[int], like: Tensor) -> None:
         shared = [each for each, axis in zip(maxima, axes, strict=True) if axis != sharded]
         if sharded is not None and shared:
             joined = largest_over(torch.cat(shared), like, dimension)
-            torch._foreach_copy_(shared, joined.split([each.numel() for each in shared]))  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(shared, joined.split([each.numel() for each in shared]))
 
 
 def _columns(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

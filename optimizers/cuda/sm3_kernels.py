@@ -1,4 +1,3 @@
-# pyright: reportMissingImports=false, reportArgumentType=false
 """SM3's kernels: a program updates one tile of one matrix, or replaces some accumulators.
 
 Maxima are taken of the bits of squares. They are not negative, so their bits have their order, and
@@ -7,6 +6,8 @@ the maximum of integers does not depend on the order of the programs.
 
 import triton
 import triton.language as tl
+
+from .shared_kernels import _rate
 
 # Maxima of an accumulator's element that are folded in one turn.
 _TURN = tl.constexpr(128)
@@ -54,9 +55,7 @@ def update(
     least = _least(table, matrices, owner, first_column + column, inside, AXES)
     # No turn has 2^31 elements from its first to its last one.
     offsets = row[:, None] * columns.to(tl.int32) + column[None, :]
-    rate = lr
-    if TENSOR_LR:
-        rate = tl.load(lr).to(tl.float32)
+    rate = _rate(lr, TENSOR_LR)
     largest = tl.zeros((HEIGHT, WIDTH), tl.int32)
     for start in range(0, height, HEIGHT):
         present = row < height - start
@@ -105,7 +104,7 @@ def _least(table, matrices, owner, column, inside, AXES: tl.constexpr):
 @triton.jit
 def replace(
     table, owners, places, accumulators, scratch, COPIED: tl.constexpr, FOLDED: tl.constexpr
-):  # fmt: skip
+):
     """Store some elements of an accumulator: COPIED maxima, or the largest of several for FOLDED.
 
     The table has rows for accumulators, the place of their maxima, their sizes, the strides of
