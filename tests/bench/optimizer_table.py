@@ -116,7 +116,6 @@ def main() -> None:
     parser.add_argument("--only", help="optimizers, between commas; the others are left out")
     parser.add_argument("--raw", type=Path, default=ROOT / "runs" / "results")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--simulate-only", action="store_true", help="take the simulations alone")
     arguments = parser.parse_args()
     specs = arguments.only.split(",") if arguments.only else every_optimizer()
     arguments.raw.mkdir(parents=True, exist_ok=True)
@@ -124,22 +123,21 @@ def main() -> None:
     for model in MODELS:
         scenarios = planned(questions(specs, model), refused)
         records += recorded(scenarios, arguments.raw / model, SIMULATION_SECONDS)
-    if not arguments.simulate_only:
-        words = checked(specs, arguments.raw / "checks.jsonl")
-        asked = (
-            {
-                "model": CPU_MODEL,
-                "optimizer": spec,
-                "device": "cpu",
-                "workload": "state",
-                "steps": SAMPLES,
-            }
-            for spec in specs
-        )
-        # Last and alone, because nothing else may use the processor.
-        measured = recorded(planned(asked, refused), arguments.raw / "cpu", MEASURING_SECONDS)
-        write(rows_of(specs, records + measured, words, refused), arguments.out)
-        print(f"written: {arguments.out}/optimizers.md, .html, .csv")
+    words = checked(specs, arguments.raw / "checks.jsonl")
+    asked = (
+        {
+            "model": CPU_MODEL,
+            "optimizer": spec,
+            "device": "cpu",
+            "workload": "state",
+            "steps": SAMPLES,
+        }
+        for spec in specs
+    )
+    # Last and alone, because nothing else may use the processor.
+    measured = recorded(planned(asked, refused), arguments.raw / "cpu", MEASURING_SECONDS)
+    write(rows_of(specs, records + measured, words, refused), arguments.out)
+    print(f"written: {arguments.out}/optimizers.md, .html, .csv")
     print(f"{time.monotonic() - start:.0f} s for {len(specs)} optimizers", flush=True)
 
 

@@ -9,9 +9,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tests.support.interpreter import kernels_on_cpu
-from torch import Tensor
-from torch.nn import Parameter
+from tests.support.interpreter import TOLERANCES, descend, kernels_on_cpu
 
 from optprof.optimizers import LAMB
 from optprof.optimizers.cuda import lamb as host
@@ -31,8 +29,6 @@ CHOICES: list[dict[str, Any]] = [
     {"max_grad_norm": inf, "bias_correction": False, "betas": (0, 0), "eps": 0.1},
 ]
 SHAPES = st.sampled_from([(), (1,), (15,), (16,), (7, 9), (2, 64), (129,), (5, 3, 2, 2)])
-# What two steps may differ by: each rounds a weight to nearest.
-TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,25 +40,11 @@ def interpreted() -> Iterator[None]:
         yield
 
 
-def descend(
-    shapes: list[Any], dtype: torch.dtype, compute: torch.dtype, offset: int = 0, **options: Any
-) -> tuple[LAMB, list[Parameter]]:
-    """Return LAMB after two steps, and its parameters; all numbers are first rounded to `dtype`."""
-    generator = torch.Generator().manual_seed(0)
-
-    def numbers(shape: Any) -> Tensor:
-        drawn = torch.randn(shape, generator=generator).to(dtype).to(compute)
-        room = torch.empty(offset + drawn.numel(), dtype=compute)
-        return room[offset:].view(shape).copy_(drawn)
-
-    params = [Parameter(numbers(shape)) for shape in shapes]
-    # Two groups: the gradients are clipped together.
-    optimizer = LAMB([{"params": params[::2]}, {"params": params[1::2]}][: len(params)], **options)
-    for _ in range(2):
-        for param in params:
-            param.grad = numbers(param.shape)
-        optimizer.step()
-    return optimizer, params
+def in_two_groups(**options: Any) -> Any:
+    """Return what makes LAMB with two groups, whose gradients are clipped together."""
+    return lambda params: LAMB(
+        [{"params": params[::2]}, {"params": params[1::2]}][: len(params)], **options
+    )
 
 
 # The interpreter is too slow for shrinking.
@@ -76,8 +58,10 @@ def descend(
 def test_the_kernels_give_the_numbers_of_the_loop_in_float64(
     shapes: list[Any], dtype: torch.dtype, options: dict[str, Any], offset: int
 ) -> None:
-    wanted, references = descend(shapes, dtype, torch.float64, foreach=False, **options)
-    optimizer, params = descend(shapes, dtype, dtype, offset, fused=True, **options)
+    wanted, references = descend(
+        in_two_groups(foreach=False, **options), shapes, dtype, torch.float64
+    )
+    optimizer, params = descend(in_two_groups(fused=True, **options), shapes, dtype, dtype, offset)
     tolerance = TOLERANCES[dtype]
     for param, reference in zip(params, references, strict=True):
         torch.testing.assert_close(param.double(), reference, rtol=tolerance, atol=tolerance)

@@ -1,6 +1,7 @@
 """SM3's CUDA kernels, run in Triton's interpreter and held to the loop in float64."""
 
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from math import inf, nan, prod
 from typing import Any
@@ -9,8 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.interpreter import kernels_on_cpu
-from torch import Tensor
+from tests.support.interpreter import TOLERANCES, descend, kernels_on_cpu
 from torch.nn import Parameter
 
 from optprof.optimizers import SM3
@@ -32,8 +32,6 @@ SHAPES = st.sampled_from(
         *[(9, 8), (33, 24), (9, 70), (40, 4, 3, 3), (1, 12, 20), (10, 2, 1, 3, 4)],
     ]
 )
-# What two steps may differ by: each rounds a weight to nearest.
-TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,25 +47,6 @@ def interpreted() -> Iterator[None]:
         yield
 
 
-def descend(
-    shapes: list[Any], dtype: torch.dtype, compute: torch.dtype, offset: int = 0, **options: Any
-) -> tuple[SM3, list[Parameter]]:
-    """Return SM3 after two steps, and its parameters; all numbers are first rounded to `dtype`."""
-    generator = torch.Generator().manual_seed(0)
-
-    def numbers(shape: Any) -> Tensor:
-        drawn = torch.randn(offset + prod(shape), generator=generator).to(dtype).to(compute)
-        return drawn[offset:].view(shape)
-
-    params = [Parameter(numbers(shape)) for shape in shapes]
-    optimizer = SM3(params, **options)
-    for _ in range(2):
-        for param in params:
-            param.grad = numbers(param.shape)
-        optimizer.step()
-    return optimizer, params
-
-
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(
     shapes=st.lists(SHAPES, min_size=1, max_size=4),
@@ -78,8 +57,10 @@ def descend(
 def test_the_kernels_give_the_numbers_of_the_loop_in_float64(
     shapes: list[Any], dtype: torch.dtype, options: dict[str, Any], offset: int
 ) -> None:
-    wanted, references = descend(shapes, dtype, torch.float64, offset, foreach=False, **options)
-    optimizer, params = descend(shapes, dtype, dtype, offset, fused=True, **options)
+    wanted, references = descend(
+        partial(SM3, foreach=False, **options), shapes, dtype, torch.float64, offset
+    )
+    optimizer, params = descend(partial(SM3, fused=True, **options), shapes, dtype, dtype, offset)
     tolerance = TOLERANCES[dtype]
     for param, reference in zip(params, references, strict=True):
         torch.testing.assert_close(param.double(), reference, rtol=tolerance, atol=tolerance)
@@ -137,6 +118,7 @@ def test_a_step_moves_the_bytes_of_its_rule_in_few_launches(
 
 def test_equal_steps_give_equal_bits() -> None:
     first, second = (
-        descend([(33, 24), (9, 70)], torch.float32, torch.float32, fused=True)[1] for _ in range(2)
+        descend(partial(SM3, fused=True), [(33, 24), (9, 70)], torch.float32, torch.float32)[1]
+        for _ in range(2)
     )
     assert all(map(torch.equal, first, second))
