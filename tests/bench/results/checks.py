@@ -16,7 +16,13 @@ from statistics import mean
 from typing import Any
 
 import torch
+
+# Loaded here, once, and not in the fork of every check.
+import torch._dynamo
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from optprof import optimizers
 from optprof.profiler.training.iteration import needs_closure
@@ -112,10 +118,6 @@ def sharded(spec: str) -> str:
 
 
 def _rank(spec: str, rank: int, store: str, answers: Connection) -> None:
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
     try:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
         mesh = init_device_mesh("cpu", (RANKS,))
