@@ -1,0 +1,1 @@
+"""Snapshots of torch.cuda.memory: reading, contents, and replays under other settings."""
