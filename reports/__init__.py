@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from optprof.profiler.records.fits import Fit
     from optprof.profiler.records.planned import Unfinished
     from optprof.profiler.records.record import Record
+    from optprof.profiler.records.snapshots import SnapshotContents
     from optprof.profiler.records.store import RunStore
     from optprof.profiler.running.forecast import Forecast
 
+    from .document import Document
     from .pictures.picture import Drawing, Picture
     from .trace import TraceFindings
 
@@ -28,12 +30,14 @@ __all__ = [
     "print_fits",
     "print_forecasts",
     "print_run",
+    "print_snapshot",
     "print_trace",
     "read_traces",
     "run_markdown",
     "write_figure",
     "write_fit_page",
     "write_report",
+    "write_snapshot_page",
     "write_trace",
 ]
 
@@ -41,6 +45,8 @@ __all__ = [
 OUTPUTS = ("report.html", "records.csv", "records.json", "figures", "tensorboard")
 # The file that marks a folder of fits.
 FITS = "fits.json"
+# And that of a snapshot's answers.
+SNAPSHOT = "snapshot.json"
 # Pages of optprof name their generator; those of its first versions have these titles.
 _OURS = re.compile(
     rb'<meta name="generator" content="optprof">|<title>What (an optimizer costs on |[^<]* fits'
@@ -185,6 +191,16 @@ def print_fits(fits: "Sequence[Fit]", output: TextIO, *, width: int | None = Non
     terminal.render(fit_summary(fits), output, width=width)
 
 
+def print_snapshot(
+    contents: "SnapshotContents", output: TextIO, *, width: int | None = None
+) -> None:
+    """Print what a memory snapshot holds, and what it takes under other settings."""
+    from . import terminal
+    from .snapshot import snapshot_summary
+
+    terminal.render(snapshot_summary(contents), output, width=width)
+
+
 def _unfinished(folder: Path, records: "Sequence[Record]") -> "Unfinished | None":
     """Return what is missing from a run, after a warning in words."""
     from optprof.profiler.records.planned import UnfinishedWarning, unfinished
@@ -300,16 +316,36 @@ def write_fit_page(
 
     ValueError for no answers; FileExistsError for a folder of other files, without `force`.
     """
+    from .fit import fit_page
+
+    content = [fit.to_dict() for fit in fits]
+    return _write_answers(folder, FITS, fit_page(fits, command), content, force=force)
+
+
+def write_snapshot_page(
+    contents: "SnapshotContents", folder: Path, command: Sequence[str], *, force: bool = False
+) -> Path:
+    """Write `report.html` and `snapshot.json` into the folder, over older ones; return the page.
+
+    FileExistsError for a folder of other files, without `force`.
+    """
+    from .snapshot import snapshot_page
+
+    page = snapshot_page(contents, command)
+    return _write_answers(folder, SNAPSHOT, page, contents.to_dict(), force=force)
+
+
+def _write_answers(
+    folder: Path, name: str, document: "Document", content: object, *, force: bool
+) -> Path:
+    """Write a page and its data as JSON, whose name marks the folder as ours."""
     import json
 
     from . import html
-    from .fit import fit_page
 
-    require_own_folder(folder, FITS, force=force)
+    require_own_folder(folder, name, force=force)
     page = folder / "report.html"
     _require_our_page(page, force=force)
-    write_text(page, html.render(fit_page(fits, command)), below=folder)
-    write_text(
-        folder / FITS, json.dumps([fit.to_dict() for fit in fits], indent=1) + "\n", below=folder
-    )
+    write_text(page, html.render(document), below=folder)
+    write_text(folder / name, json.dumps(content, indent=1) + "\n", below=folder)
     return page

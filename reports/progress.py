@@ -121,3 +121,30 @@ def _rounded(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function to call with the name of a step, what is done of it, and the whole.
+
+    It moves a bar on a terminal, and prints each step once elsewhere.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    if is_quiet():
+        yield lambda _name, _done, _whole: None
+        return
+    terminal = console_on(sys.stderr)
+    columns = (BarColumn(bar_width=20), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(
+        *columns, console=terminal, transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as bar:
+        task, names = bar.add_task("", total=None), set[str]()
+
+        def advance(name: str, done: int, whole: int) -> None:
+            bar.update(task, description=name, completed=done, total=whole)
+            if not terminal.is_terminal and name not in names:
+                sys.stderr.write(f"{name}\n")
+            names.add(name)
+
+        yield advance

@@ -1,15 +1,32 @@
 """Blocks of the caching allocator, and pools of the free ones in the order of best fit."""
 
 from bisect import bisect_left, insort
+from typing import NamedTuple
+
+from .device import DeviceMemory
+
+
+class Lane(NamedTuple):
+    """A stream and a pool: a block never serves a request of another stream or pool.
+
+    The pool (0, 0) is the usual one; CUDA graphs and torch.cuda.MemPool have private ones.
+    """
+
+    stream: int = 0
+    pool: tuple[int, int] = (0, 0)
+
+
+DEFAULT_LANE = Lane()
 
 
 class Block:
     """A run of bytes inside a segment.
 
     The statistics count `size`; `requested` are the bytes of the request. `segment` is the number
-    of the segment: its age, or its address. `mapped` is False for a run of addresses without memory
-    in an expandable segment. `inserted` is the number of searches of the pool before the block was
-    last freed.
+    of the segment: its age, or its address. `allocated` is False for a free block; a block that is
+    freed and still `pending`, because another stream may use it, counts as allocated here. `mapped`
+    is False for a run of addresses without memory in an expandable segment. `inserted` is the
+    number of searches of the pool before the block was last freed.
     """
 
     __slots__ = (
@@ -18,6 +35,7 @@ class Block:
         "mapped",
         "next",
         "offset",
+        "pending",
         "pool",
         "previous",
         "requested",
@@ -32,6 +50,7 @@ class Block:
         self.size = size
         self.requested = 0
         self.allocated = False
+        self.pending = False
         self.mapped = True
         self.inserted = 0
         self.previous: Block | None = None
@@ -63,29 +82,49 @@ class Block:
 
 
 class Pool:
-    """The free blocks of one size class, in the order of size, segment and offset.
+    """The free blocks of one size class of a lane, in the order of size, segment and offset.
 
     A block is split if the rest is at least `least_rest` and the request smaller than
-    `split_below`. `idle` counts the bytes of wholly free segments. `unmapped` holds the runs of
-    addresses without memory, the lowest first; memory is mapped into them in units of `handle`.
+    `split_below`. `unmapped` holds the runs of addresses without memory, the lowest first; memory
+    is mapped into them in units of `handle`. `searches` counts the requests in one item, which all
+    streams of a pool share. The device counts the bytes of wholly free segments.
     """
 
-    __slots__ = ("blocks", "handle", "idle", "least_rest", "searches", "split_below", "unmapped")
+    __slots__ = (
+        "blocks",
+        "device",
+        "handle",
+        "lane",
+        "least_rest",
+        "searches",
+        "split_below",
+        "unmapped",
+    )
 
-    def __init__(self, *, least_rest: int, split_below: int, handle: int) -> None:
+    def __init__(
+        self,
+        device: DeviceMemory,
+        lane: Lane,
+        *,
+        least_rest: int,
+        split_below: int,
+        handle: int,
+        searches: list[int],
+    ) -> None:
+        self.device = device
+        self.lane = lane
         self.least_rest = least_rest
         self.split_below = split_below
         self.handle = handle
+        self.searches = searches
         self.blocks: list[tuple[int, int, int, Block]] = []
         self.unmapped: list[tuple[int, int, Block]] = []
-        self.searches = 0
-        self.idle = 0
 
     def add(self, block: Block) -> None:
         """Add a free block."""
-        block.inserted = self.searches
+        block.inserted = self.searches[0]
         if block.previous is None and block.next is None:
-            self.idle += block.size
+            self.device.idle += block.size
         insort(self.blocks, (block.size, block.segment, block.offset, block))
 
     def add_unmapped(self, block: Block) -> None:
@@ -104,5 +143,5 @@ class Pool:
         """Remove and return the block at a place."""
         block = self.blocks.pop(place)[3]
         if block.previous is None and block.next is None:
-            self.idle -= block.size
+            self.device.idle -= block.size
         return block

@@ -1,12 +1,13 @@
 """A model of the CUDA caching allocator of PyTorch 2.13: the block of each request, and statistics.
 
-It has one device and one stream; docs/allocator.md lists the rules, the omissions and the sources.
+It has one device; docs/allocator.md lists the rules, the omissions and the sources.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from .blocks import Block, Pool
+from .blocks import DEFAULT_LANE, Block, Lane, Pool
+from .device import DeviceMemory
 from .expandable import ExpandableSegments
 from .out_of_memory import OutOfMemoryError
 from .segments import (
@@ -14,7 +15,6 @@ from .segments import (
     SMALL_SEGMENT,
     Addresses,
     Ages,
-    DeviceMemory,
     WholeSegments,
     segment_bytes,
 )
@@ -30,14 +30,15 @@ class CachingAllocator:
 
     `total` is the size of the device, None for an unlimited one; `occupied` are bytes outside of
     the allocator, such as the CUDA context. `addresses` orders free blocks of equal size: by the
-    age of their segment, as torch does from 2.13 on, or by address, as up to 2.11.
+    age of their segment, as torch does from 2.13 on, or by address, as up to 2.11. A block never
+    serves another stream or pool than that of its request, its lane.
 
     All counts are exact bytes. `allocated_bytes` counts blocks with their unsplit tails
     (torch.cuda.memory_allocated), `requested_bytes` the requests, `reserved_bytes` whole segments
     (torch.cuda.memory_reserved), and `inactive_split_bytes` free blocks in segments that hold other
-    blocks too. Active bytes equal allocated bytes, since there is one stream. Peaks cover the whole
-    life of the allocator, and `total_allocated_bytes` sums all blocks ever allocated. `retries`
-    counts the requests for which all idle segments were released.
+    blocks too. `active_bytes` adds to the allocated ones blocks that are freed and pending. Peaks
+    cover the whole life of the allocator, and `total_allocated_bytes` sums all blocks ever
+    allocated. `retries` counts the requests for which all idle segments were released.
     """
 
     def __init__(
@@ -63,15 +64,10 @@ class CachingAllocator:
             if expandable
             else WholeSegments(self._device, addresses, large)
         )
-        # The rest of a block is split off from 512 B on in the small pool, and above 1 MiB in the
-        # large one.
-        unsplit = UNLIMITED if expandable else settings.max_split_size
-        self._small = Pool(least_rest=MIN_BLOCK, split_below=UNLIMITED, handle=SMALL_SEGMENT)
-        self._large = Pool(
-            least_rest=MIN_BLOCK if expandable else SMALL_REQUEST + 1,
-            split_below=unsplit,
-            handle=large,
-        )
+        self._pools: dict[Lane, tuple[Pool, Pool]] = {}
+        self._small, self._large = self._pools_of(DEFAULT_LANE)
+        self._pending: dict[Block, None] = {}
+        self._released_pools = {DEFAULT_LANE.pool}
         self._rounds = any(settings.divisions)
         self._collects = limit is not None and settings.garbage_collection_threshold > 0
         self._plain = not expandable and not self._collects and settings.max_split_size == UNLIMITED
@@ -80,6 +76,8 @@ class CachingAllocator:
         self.requested_bytes = 0
         self.total_allocated_bytes = 0
         self.peak_allocated_bytes = 0
+        self.pending_bytes = 0
+        self.peak_active_bytes = 0
         self.peak_requested_bytes = 0
         self.peak_inactive_split_bytes = 0
 
@@ -99,11 +97,16 @@ class CachingAllocator:
         return self._device.releases
 
     @property
+    def active_bytes(self) -> int:
+        """Bytes of blocks in use, and of blocks that are freed and pending."""
+        return self.allocated_bytes + self.pending_bytes
+
+    @property
     def inactive_split_bytes(self) -> int:
         """Free bytes that cannot be released: 0 with expandable segments, whose pages can be."""
         if self._expandable:
             return 0
-        return self._device.reserved - self.allocated_bytes - self._small.idle - self._large.idle
+        return self._device.reserved - self.active_bytes - self._device.idle
 
     def adopt(self, segments: Iterable[SegmentState]) -> list[Block]:
         """Take over existing segments, such as a snapshot's; return the blocks in use, in order.
@@ -125,25 +128,29 @@ class CachingAllocator:
                     f"a segment of {state.mapped} bytes does not fit on the device with"
                     f" {self.reserved_bytes} bytes reserved"
                 )
+            small, large = self._pools.get(state.lane) or self._pools_of(state.lane)
             blocks = state.lay_out(
-                self._small if state.pool == "small" else self._large,
-                self._addresses.take(state.size),
+                small if state.pool == "small" else large, self._addresses.take(state.size)
             )
             used += [block for block in blocks if block.allocated]
             for block in blocks:
                 if expandable and block.mapped:
                     self._addresses.map(block.segment + block.offset, block.size)
-        allocated = sum(block.size for block in used)
+        pending = [block for block in used if block.pending]
+        self._pending.update(dict.fromkeys(pending))
+        self.pending_bytes += sum(block.size for block in pending)
+        allocated = sum(block.size for block in used if not block.pending)
         self.allocated_bytes += allocated
         self.total_allocated_bytes += allocated
         self.requested_bytes += sum(block.requested for block in used)
         self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
+        self.peak_active_bytes = max(self.peak_active_bytes, self.active_bytes)
         self.peak_requested_bytes = max(self.peak_requested_bytes, self.requested_bytes)
         self._note_inactive()
         return used
 
-    def malloc(self, nbytes: int) -> Block:
-        """Return the block that a request of `nbytes` gets.
+    def malloc(self, nbytes: int, lane: Lane = DEFAULT_LANE) -> Block:
+        """Return the block that a request of `nbytes` gets from a stream and a pool.
 
         Raise OutOfMemoryError if the device is full, ValueError if nbytes < 1 (such a request never
         reaches CUDA's allocator).
@@ -151,7 +158,11 @@ class CachingAllocator:
         if nbytes < 1:
             raise ValueError(f"nbytes must be >= 1, got {nbytes}")
         size = self.rounded(nbytes) if self._rounds else -(-nbytes // MIN_BLOCK) * MIN_BLOCK
-        pool = self._small if size <= SMALL_REQUEST else self._large
+        if lane is DEFAULT_LANE:
+            pool = self._small if size <= SMALL_REQUEST else self._large
+        else:
+            small, large = self._pools.get(lane) or self._pools_of(lane)
+            pool = small if size <= SMALL_REQUEST else large
         if self._plain:
             place = bisect_left(pool.blocks, (size,))
             found = pool.pop(place) if place < len(pool.blocks) else None
@@ -168,19 +179,60 @@ class CachingAllocator:
         self.total_allocated_bytes += block.size
         if self.allocated_bytes > self.peak_allocated_bytes:
             self.peak_allocated_bytes = self.allocated_bytes
+        if self.allocated_bytes + self.pending_bytes > self.peak_active_bytes:
+            self.peak_active_bytes = self.allocated_bytes + self.pending_bytes
         if self.requested_bytes > self.peak_requested_bytes:
             self.peak_requested_bytes = self.requested_bytes
         if split:
             self._note_inactive()
         return block
 
-    def free(self, block: Block) -> None:
-        """Free a block and merge it with its free neighbours; ValueError if it is not in use."""
-        if not block.allocated:
+    def free(self, block: Block, *, pending: bool = False) -> None:
+        """Free a block and merge it with its free neighbours; ValueError if it is not in use.
+
+        A `pending` block stays in its place until `complete`, as a tensor does that another stream
+        may still use (torch.Tensor.record_stream).
+        """
+        if not block.allocated or block.pending:
             raise ValueError(
                 f"block at offset {block.offset} of segment {block.segment} is not allocated"
             )
         self.allocated_bytes -= block.size
+        if pending:
+            block.pending = True
+            self._pending[block] = None
+            self.pending_bytes += block.size
+        else:
+            self._release(block)
+
+    def complete(self, block: Block) -> None:
+        """Free a pending block for other requests, as its last event on other streams does.
+
+        A block that is not pending stays as it is: a full device waits for all events.
+        """
+        if block.pending:
+            del self._pending[block]
+            block.pending = False
+            self.pending_bytes -= block.size
+            self._release(block)
+
+    def release_pool(self, pool: tuple[int, int]) -> None:
+        """Let the idle segments of a private pool be released, as when its graphs are gone."""
+        self._released_pools.add(pool)
+
+    def empty_cache(self) -> None:
+        """Wait for pending blocks, then release idle segments, as torch.cuda.empty_cache does.
+
+        Private pools that are in use keep theirs.
+        """
+        for block in list(self._pending):
+            self.complete(block)
+        for lane, (small, large) in self._pools.items():
+            if lane.pool in self._released_pools:
+                self._segments.release_idle(large)
+                self._segments.release_idle(small)
+
+    def _release(self, block: Block) -> None:
         self.requested_bytes -= block.requested
         block.allocated = False
         pool, low, high = block.pool, block.previous, block.next
@@ -195,10 +247,34 @@ class CachingAllocator:
         if block.previous is not None or block.next is not None:
             self._note_inactive()
 
-    def empty_cache(self) -> None:
-        """Release all idle segments to the device, as torch.cuda.empty_cache does."""
-        self._segments.release_idle(self._large)
-        self._segments.release_idle(self._small)
+    def _pools_of(self, lane: Lane) -> tuple[Pool, Pool]:
+        """Return the small and the large pool of a lane, which are made at its first request.
+
+        The rest of a block is split off from 512 B on in the small pool, and above 1 MiB in the
+        large one.
+        """
+        if lane not in self._pools:
+            expandable, settings = self._expandable, self._settings
+            streams = (pools for other, pools in self._pools.items() if other.pool == lane.pool)
+            searches = [pool.searches for pool in next(streams, ())] or [[0], [0]]
+            small = Pool(
+                self._device,
+                lane,
+                least_rest=MIN_BLOCK,
+                split_below=UNLIMITED,
+                handle=SMALL_SEGMENT,
+                searches=searches[0],
+            )
+            large = Pool(
+                self._device,
+                lane,
+                least_rest=MIN_BLOCK if expandable else SMALL_REQUEST + 1,
+                split_below=UNLIMITED if expandable else settings.max_split_size,
+                handle=settings.large_segment_size,
+                searches=searches[1],
+            )
+            self._pools[lane] = small, large
+        return self._pools[lane]
 
     def statistics(self) -> dict[str, int]:
         """Return the statistics under the names of torch.cuda.memory_stats."""
@@ -207,7 +283,8 @@ class CachingAllocator:
             "allocated_bytes.all.peak": self.peak_allocated_bytes,
             "allocated_bytes.all.allocated": self.total_allocated_bytes,
             "allocated_bytes.all.freed": self.total_allocated_bytes - self.allocated_bytes,
-            "active_bytes.all.current": self.allocated_bytes,
+            "active_bytes.all.current": self.active_bytes,
+            "active_bytes.all.peak": self.peak_active_bytes,
             "requested_bytes.all.current": self.requested_bytes,
             "requested_bytes.all.peak": self.peak_requested_bytes,
             "reserved_bytes.all.current": self._device.reserved,
@@ -223,9 +300,8 @@ class CachingAllocator:
         if self._expandable:
             return
         # As `inactive_split_bytes`, of which this is the most frequent use by far.
-        inactive = (
-            self._device.reserved - self.allocated_bytes - self._small.idle - self._large.idle
-        )
+        device = self._device
+        inactive = device.reserved - self.allocated_bytes - self.pending_bytes - device.idle
         if inactive > self.peak_inactive_split_bytes:
             self.peak_inactive_split_bytes = inactive
 
@@ -246,7 +322,7 @@ class CachingAllocator:
         """Take the free block that fits best out of the pool; None if none fits."""
         place = pool.place(size)
         if self._collects:
-            pool.searches += 1
+            pool.searches[0] += 1
         if place == len(pool.blocks):
             return None
         if self._settings.expandable_segments:
@@ -294,7 +370,8 @@ class CachingAllocator:
             self._settings.garbage_collection_threshold * self._device.limit
         )
         if target > 0:
-            self._segments.collect(self._large, target)
+            large = [large for lane, (_, large) in self._pools.items() if lane.pool == (0, 0)]
+            self._segments.collect(large, target)
 
     def _out_of_memory(self, size: int, nbytes: int) -> OutOfMemoryError:
         device = self._device

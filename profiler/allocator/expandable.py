@@ -1,9 +1,11 @@
 """Expandable segments: ranges of addresses into which memory is mapped on demand."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from .blocks import Block, Pool
-from .segments import UNLIMITED_RANGE, Addresses, DeviceMemory
+from .device import DeviceMemory
+from .segments import UNLIMITED_RANGE, Addresses
 
 
 class ExpandableSegments:
@@ -48,7 +50,7 @@ class ExpandableSegments:
         del pool, size, oversize
         return False
 
-    def collect(self, pool: Pool, target: int) -> None:
+    def collect(self, pools: Sequence[Pool], target: int) -> None:
         """Do nothing: garbage collection skips expandable segments."""
 
     def _lowest_room(self, pool: Pool, size: int) -> Block:

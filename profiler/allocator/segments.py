@@ -1,9 +1,11 @@
 """Segments of the caching allocator: memory that is taken from the device and released whole."""
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from typing import Protocol
 
 from .blocks import Block, Pool
+from .device import DeviceMemory
 
 SMALL_REQUEST = 1 << 20
 SMALL_SEGMENT = 2 << 20
@@ -20,40 +22,6 @@ def segment_bytes(size: int, large_segment_size: int) -> int:
     if size < OWN_SEGMENT:
         return large_segment_size
     return -(-size // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
-
-
-class DeviceMemory:
-    """The memory of a device, and the bytes that the allocator has reserved of it.
-
-    `total` is the size of the device, None for an unlimited one; `occupied` are bytes outside of
-    the allocator, such as the CUDA context. `limit` is the most that the process may take, or None.
-    """
-
-    __slots__ = ("allocations", "limit", "occupied", "peak", "releases", "reserved", "total")
-
-    def __init__(self, total: int | None, occupied: int, limit: int | None) -> None:
-        self.total = total
-        self.occupied = occupied
-        self.limit = limit
-        self.reserved = 0
-        self.peak = 0
-        self.allocations = 0
-        self.releases = 0
-
-    def take(self, nbytes: int) -> bool:
-        """Reserve bytes; return False if the device does not have them."""
-        if self.total is not None and self.reserved + self.occupied + nbytes > self.total:
-            return False
-        self.reserved += nbytes
-        self.allocations += 1
-        if self.reserved > self.peak:
-            self.peak = self.reserved
-        return True
-
-    def release(self, nbytes: int) -> None:
-        """Return bytes to the device."""
-        self.reserved -= nbytes
-        self.releases += 1
 
 
 class Addresses(Protocol):
@@ -157,19 +125,23 @@ class WholeSegments:
             self.release(block)
         return released >= needed
 
-    def collect(self, pool: Pool, target: int) -> None:
+    def collect(self, pools: Sequence[Pool], target: int) -> None:
         """Release idle segments of at least average age, in rounds, up to `target` bytes.
 
         The age is the number of searches in the pool since the segment became idle.
         """
-        idle = [block for *_, block in pool.blocks if not block.is_split]
-        total_age = sum(pool.searches - block.inserted for block in idle)
+        idle = [block for pool in pools for *_, block in pool.blocks if not block.is_split]
+        total_age = sum(map(_age, idle))
         reclaimed = 0
         while idle and reclaimed < target:
             threshold = total_age / len(idle)
-            old = [block for block in idle if pool.searches - block.inserted >= threshold]
+            old = [block for block in idle if _age(block) >= threshold]
+            idle = [block for block in idle if _age(block) < threshold]
             for block in old:
                 reclaimed += block.size
-                total_age -= pool.searches - block.inserted
+                total_age -= _age(block)
                 self.release(block)
-            idle = [block for block in idle if pool.searches - block.inserted < threshold]
+
+
+def _age(block: Block) -> int:
+    return block.pool.searches[0] - block.inserted

@@ -3,19 +3,21 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .blocks import Block, Pool
+from .blocks import DEFAULT_LANE, Block, Lane, Pool
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockState:
     """A block of a segment: its bytes, and the requested ones if it is in use (0 if it is free).
 
-    A block that is not `mapped` is a run of addresses without memory in an expandable segment.
+    A block that is not `mapped` is a run of addresses without memory in an expandable segment. One
+    in use may be freed and `pending`.
     """
 
     size: int
     requested: int = 0
     mapped: bool = True
+    pending: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.requested <= self.size or self.size < 1:
@@ -24,14 +26,17 @@ class BlockState:
             )
         if self.requested and not self.mapped:
             raise ValueError(f"a block in use must be mapped, got {self.size} bytes unmapped")
+        if self.pending and not self.requested:
+            raise ValueError(f"a free block cannot be pending, got {self.size} bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentState:
-    """A segment of the small or the large pool: its blocks in the order of addresses."""
+    """A segment of the small or the large pool of a lane: its blocks in the order of addresses."""
 
     pool: Literal["small", "large"]
     blocks: tuple[BlockState, ...]
+    lane: Lane = DEFAULT_LANE
 
     def __post_init__(self) -> None:
         if not self.blocks:
@@ -61,7 +66,7 @@ class SegmentState:
             if state.size < block.size:
                 rest = block.split(state.size)
             block.mapped, block.requested = state.mapped, state.requested
-            block.allocated = state.requested > 0
+            block.allocated, block.pending = state.requested > 0, state.pending
             blocks.append(block)
         for block in blocks:
             if not block.mapped:

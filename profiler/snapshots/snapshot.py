@@ -4,9 +4,11 @@ https://pytorch.org/docs/stable/torch_cuda_memory.html describes the form that t
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from ..allocator.blocks import Lane
 
 # The events that a replay needs. Torch's other actions change no memory; they are counted.
 ACTIONS = (
@@ -28,13 +30,6 @@ class Frame(NamedTuple):
     file: str
     line: int
     name: str
-
-
-class Lane(NamedTuple):
-    """A stream and a pool, whose segments serve no request of others; (0, 0) is the usual pool."""
-
-    stream: int = 0
-    pool: tuple[int, int] = (0, 0)
 
 
 class Event(NamedTuple):
@@ -83,6 +78,12 @@ class Events:
             self.stack[place],
             self.free.get(place, 0),
         )
+
+    def __iter__(self) -> Iterator[Event]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __reversed__(self) -> Iterator[Event]:
+        return map(self.__getitem__, range(len(self) - 1, -1, -1))
 
     def append(self, event: Event) -> None:
         """Add an event; ValueError for an unknown action."""

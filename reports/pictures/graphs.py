@@ -284,6 +284,7 @@ def areas_graph(areas: Areas) -> Graph:
             "showgrid": False,
             # The next line is the event.
             "unifiedhovertitle": {"text": "memory after"},
+            **({} if areas.bands else _event_ticks(areas.events[-1])),
         },
         "yaxis": _scaled(Axis(title="", kind="bytes", values=[areas.most]), log=False),
         "hovermode": "x unified",
@@ -294,6 +295,13 @@ def areas_graph(areas: Areas) -> Graph:
         data=_data(traces, layout, AREAS, bands=_bands(areas)),
         heading=Heading(text=areas.label, origin=areas.origin, value=areas.value),
     )
+
+
+def _event_ticks(last: int) -> dict[str, Any]:
+    """Return the ticks of an axis of events, which has no phases."""
+    places = [0, 0.25, 0.5, 0.75, 1]
+    texts = [f"{round(place * last):,}" for place in places]
+    return {"tickvals": places, "ticktext": texts, "title": {"text": "events"}}
 
 
 def _hatched(colour: str) -> dict[str, Any]:

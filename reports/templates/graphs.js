@@ -145,7 +145,7 @@ function showReset(element) {
     const [low, high] = layout[name].range;
     const isWhole = [low, high].every((end, number) => Math.abs(end - axis.range[number]) < 1e-6 * (high - low));
     const mode = isWhole ? "array" : "auto";
-    if (!graphs[element.id].bands.length && axis.tickmode !== mode) changes[`${name}.tickmode`] = mode;
+    if (layout[name].tickvals && !graphs[element.id].bands.length && axis.tickmode !== mode) changes[`${name}.tickmode`] = mode;
     isZoomed ||= !isWhole;
   }
   element.nextElementSibling.hidden = !isZoomed;

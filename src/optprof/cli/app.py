@@ -31,6 +31,7 @@ from .profile import profile
 from .repair import repair
 from .report import report
 from .running import INTERRUPTED
+from .snapshot import snapshot
 from .sweep import sweep
 
 BROKEN = 1
@@ -189,6 +190,7 @@ def _advice(error: OSError, options: Collection[str]) -> str:
 _add(profile, "Measure and simulate")
 _add(fit, "Measure and simulate", without=("accumulate", "device", "steps", "workload"))
 _add(sweep, "Measure and simulate")
+_add(snapshot, "Measure and simulate")
 _add(report, "Show runs")
 _add(compare, "Show runs")
 _add(history, "Show runs")
