@@ -135,15 +135,17 @@ def replay_exactly(device: Device, settings: AllocatorSettings, start: Memory) -
     equal blocks, and UnsupportedError if the events do not lead to the segments at their end.
     """
     try:
-        return _by_order(device, settings, start, BY_ADDRESS)
+        return replay_in_order(device, settings, start, BY_ADDRESS)
     except DifferenceError as error:
         try:
-            return _by_order(device, settings, start, BY_AGE)
+            return replay_in_order(device, settings, start, BY_AGE)
         except DifferenceError as other:
             raise max(error, other, key=lambda each: each.place) from None
 
 
-def _by_order(device: Device, settings: AllocatorSettings, start: Memory, order: str) -> Exact:
+def replay_in_order(
+    device: Device, settings: AllocatorSettings, start: Memory, order: str
+) -> Exact:
     """Replay all events, and find the tails that older blocks must have.
 
     The tail of an older block is unknown if nothing is placed after the block while it is in use.

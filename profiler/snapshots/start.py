@@ -102,6 +102,14 @@ def start_of(device: Device, settings: AllocatorSettings) -> Memory:
                 f" {event.address:#x}, does not belong to the segments at the end; record without a"
                 " pause, and take the snapshot in the same process"
             ) from error
+    for address in memory.used:
+        try:
+            memory.run_at(address)
+        except KeyError:
+            raise UnsupportedError(
+                f"the block at {address:#x} was in use before the first event, but in no segment;"
+                " record without a pause"
+            ) from None
     return memory
 
 

@@ -102,7 +102,7 @@ class Attempt:
             yield step
 
 
-def _attempt(
+def attempt(
     start: Memory,
     settings: AllocatorSettings,
     laid: Sequence[Laid],
@@ -156,7 +156,7 @@ def tried(
         for afresh in (False, True) if start.runs else (False,):
             kept = () if afresh else converted(laid, recorded, settings)
             with suppress(ValueError):
-                ends.append(_attempt(start, settings, kept, total=total, order=order))
+                ends.append(attempt(start, settings, kept, total=total, order=order))
         if not ends:
             raise UnsupportedError(
                 f"the memory before the first event does not fit on a device of {total} bytes"

@@ -1,12 +1,15 @@
 """The allocator's model, compared with PyTorch's rules by hand and with measurements of others."""
 
+from typing import Any
+
 import pytest
 
-from optprof.profiler.allocator.blocks import Block
+from optprof.profiler.allocator.blocks import Block, Lane
 from optprof.profiler.allocator.caching import CachingAllocator
 from optprof.profiler.allocator.out_of_memory import OutOfMemoryError
 from optprof.profiler.allocator.segments import LowestAddresses
 from optprof.profiler.allocator.settings import AllocatorSettings
+from optprof.profiler.allocator.state import BlockState, SegmentState
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -343,3 +346,108 @@ def test_reserved_bytes_grow_as_measured_with_a_split_limit_and_expandable_segme
     }
     assert {cycle: reserved[cycle] for cycle in measured} == measured
     assert (allocator.peak_reserved_bytes // MIB, allocator.retries) == (16000, 1)
+
+
+def test_an_allocator_continues_from_the_state_of_another():
+    """The next 12 MiB go between two blocks of 4 MiB, and then no memory is left."""
+    large = SegmentState(
+        pool="large",
+        blocks=(
+            BlockState(size=4 * MIB, requested=4 * MIB),
+            BlockState(size=12 * MIB),
+            BlockState(size=4 * MIB, requested=3 * MIB),
+        ),
+    )
+    small = SegmentState(
+        pool="small", blocks=(BlockState(size=512, requested=1), BlockState(size=2 * MIB - 512))
+    )
+    allocator = CachingAllocator()
+    first, last, tiny = allocator.adopt([large, small])
+    assert (allocator.allocated_bytes, allocator.requested_bytes) == (8 * MIB + 512, 7 * MIB + 1)
+    assert (allocator.reserved_bytes, allocator.inactive_split_bytes) == (22 * MIB, 14 * MIB - 512)
+    between = allocator.malloc(12 * MIB)
+    assert (between.segment, between.offset, between.next) == (first.segment, 4 * MIB, last)
+    assert allocator.reserved_bytes == 22 * MIB
+    for block in (first, between, last, tiny):
+        allocator.free(block)
+    allocator.empty_cache()
+    assert (allocator.allocated_bytes, allocator.reserved_bytes) == (0, 0)
+
+
+def test_a_state_that_does_not_fit_or_needs_expandable_segments_is_refused():
+    state = SegmentState(
+        pool="large", blocks=(BlockState(size=20 * MIB), BlockState(size=20 * MIB, mapped=False))
+    )
+    with pytest.raises(
+        ValueError,
+        match="20971520 bytes of a segment are not mapped; this needs expandable_segments:True",
+    ):
+        CachingAllocator().adopt([state])
+    with pytest.raises(ValueError, match="a segment of 20971520 bytes does not fit"):
+        CachingAllocator(AllocatorSettings.parse("expandable_segments:True"), total=10 * MIB).adopt(
+            [state]
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": 0}, {"size": 1, "requested": 2}, {"size": 2, "requested": 1, "mapped": False}],
+)
+def test_an_impossible_state_of_a_block_is_refused(change: dict[str, Any]):
+    with pytest.raises(ValueError, match="a block "):
+        BlockState(**change)
+
+
+@pytest.mark.parametrize("blocks", [(), (BlockState(size=1), BlockState(size=2))])
+def test_an_impossible_state_of_a_segment_is_refused(blocks: tuple[BlockState, ...]):
+    with pytest.raises(ValueError, match=r"at least one block|must be merged"):
+        SegmentState(pool="large", blocks=blocks)
+
+
+def test_streams_and_pools_share_the_device_but_no_block():
+    allocator = CachingAllocator(total=40 * MIB)
+    first = allocator.malloc(4 * MIB)
+    allocator.free(first)
+    other = allocator.malloc(4 * MIB, Lane(stream=7))
+    assert other.segment != first.segment
+    assert allocator.reserved_bytes == 40 * MIB
+    # The idle segment of the first stream is released for a third.
+    third = allocator.malloc(4 * MIB, Lane(stream=7, pool=(0, 1)))
+    assert (allocator.reserved_bytes, allocator.retries) == (40 * MIB, 1)
+    assert third.segment not in (first.segment, other.segment)
+
+
+def test_a_pending_block_is_not_reused_until_its_stream_is_done():
+    allocator = CachingAllocator()
+    block = allocator.malloc(4 * MIB)
+    allocator.free(block, pending=True)
+    assert (allocator.allocated_bytes, allocator.active_bytes) == (0, 4 * MIB)
+    assert (allocator.requested_bytes, allocator.inactive_split_bytes) == (4 * MIB, 16 * MIB)
+    with pytest.raises(ValueError, match="not allocated"):
+        allocator.free(block)
+    assert allocator.malloc(4 * MIB).offset == 4 * MIB
+    allocator.complete(block)
+    allocator.complete(block)
+    assert (allocator.active_bytes, allocator.requested_bytes) == (4 * MIB, 4 * MIB)
+    assert allocator.malloc(4 * MIB).offset == 0
+
+
+def test_a_full_device_waits_for_pending_blocks():
+    allocator = CachingAllocator(total=20 * MIB)
+    block = allocator.malloc(20 * MIB)
+    allocator.free(block, pending=True)
+    assert allocator.malloc(12 * MIB).size == 12 * MIB
+    assert (allocator.reserved_bytes, allocator.retries) == (12 * MIB, 1)
+
+
+def test_a_private_pool_keeps_its_segments_until_it_is_released():
+    lane = Lane(pool=(0, 1))
+    allocator = CachingAllocator(total=40 * MIB)
+    allocator.free(allocator.malloc(20 * MIB, lane))
+    allocator.empty_cache()
+    assert allocator.reserved_bytes == 20 * MIB
+    with pytest.raises(OutOfMemoryError):
+        allocator.malloc(24 * MIB)
+    allocator.release_pool(lane.pool)
+    assert allocator.malloc(24 * MIB).size == 24 * MIB
+    assert allocator.reserved_bytes == 24 * MIB
