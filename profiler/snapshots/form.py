@@ -50,7 +50,7 @@ class RowNumber(int):
     __slots__ = ()
 
 
-_EMPTY, _PASSED = StackNumber(NO_STACK), RowNumber(-1)
+_EMPTY, _PASSED, _USUAL = StackNumber(NO_STACK), RowNumber(-1), (0, 0)
 
 
 class SnapshotMaker:
@@ -101,28 +101,31 @@ class SnapshotMaker:
             if name in self._passed_over or len(self._passed_over) < MOST_DEVICES:
                 self._passed_over[name] = self._passed_over.get(name, 0) + 1
             return _PASSED
-        events = self._events
-        place = "device_free" if action == _OOM else "addr"
-        address = _number(values, place, ADDRESSES)
+        events, oom = self._events, action == _OOM
+        address = _number(values, "device_free" if oom else "addr", ADDRESSES)
         size = _number(values, "size", SIZES)
         time = _number(values, "time_us", SIZES, 0)
-        stack = self.stack(values.get("frames", _EMPTY))
-        lane = Lane(_stream(values), _pool(values.get("pool_id", (0, 0))))
+        frames = values.get("frames", _EMPTY)
+        row = len(events.action)
+        if oom:
+            events.free[row], address = address, 0
+        events.lane.append(self._lane(values.get("stream", 0), values.get("pool_id", _USUAL)))
+        events.action.append(action)
+        events.address.append(address)
+        events.size.append(size)
+        events.time.append(time)
+        events.stack.append(frames if type(frames) is StackNumber else self.stack(frames))
+        return RowNumber(row)
+
+    def _lane(self, stream: Any, pool: Any) -> int:
+        """Return the place of a stream and a pool in the lanes."""
+        lane = _lane(stream, pool)
         number = self._lanes.get(lane)
         if number is None:
             if len(self._lanes) == MOST_LANES:
                 raise ValueError(f"it has more than {MOST_LANES} pairs of a stream and a pool")
             number = self._lanes[lane] = len(self._lanes)
-        row = len(events)
-        if action == _OOM:
-            events.free[row], address = address, 0
-        events.action.append(action)
-        events.address.append(address)
-        events.size.append(size)
-        events.lane.append(number)
-        events.time.append(time)
-        events.stack.append(stack)
-        return RowNumber(row)
+        return number
 
     def segment(self, values: Any) -> tuple[int, ShownSegment]:
         """Return the index of a segment's device, and the segment."""
@@ -149,7 +152,7 @@ class SnapshotMaker:
         shown = ShownSegment(
             address=address,
             size=size,
-            lane=Lane(_stream(values), _pool(values.get("segment_pool_id", (0, 0)))),
+            lane=_lane(values.get("stream", 0), values.get("segment_pool_id", _USUAL)),
             small=kind == "small",
             expandable=expandable,
             blocks=tuple(blocks),
@@ -317,20 +320,15 @@ def _number(values: Mapping[str, Any], name: str, end: int, missing: int | None 
     return value
 
 
-def _stream(values: Mapping[str, Any]) -> int:
-    value = values.get("stream", 0)
-    # An address, or a small number that stands for a stream; the C++ writer's numbers have a sign.
-    if type(value) is not int or not -SIZES <= value < ADDRESSES:
-        raise ValueError(f"stream is {_shown(value)}, expected was a whole number of 64 bits")
-    return value
-
-
-def _pool(value: Any) -> tuple[int, int]:
-    if type(value) in (tuple, list) and len(value) == 2:
-        first, second = value
-        if all(type(each) is int and 0 <= each < ADDRESSES for each in value):
-            return first, second
-    raise ValueError(f"a pool is {_shown(value)}, expected were two whole numbers")
+def _lane(stream: Any, pool: Any) -> Lane:
+    # A stream is an address, or a small number; the C++ writer's numbers have a sign.
+    if type(stream) is not int or not -SIZES <= stream < ADDRESSES:
+        raise ValueError(f"stream is {_shown(stream)}, expected was a whole number of 64 bits")
+    if type(pool) in (tuple, list) and len(pool) == 2:
+        first, second = pool
+        if type(first) is type(second) is int and 0 <= first < ADDRESSES > second >= 0:
+            return Lane(stream, (first, second))
+    raise ValueError(f"a pool is {_shown(pool)}, expected were two whole numbers")
 
 
 def _shown(value: Any) -> str:

@@ -23,7 +23,9 @@ _NAMES = {ord(each.code): each.name for each in pickletools.opcodes}
 _CODES = {each.name: ord(each.code) for each in pickletools.opcodes}
 # A list that only refers to earlier values, as the stacks of a snapshot do. Its place in the memo,
 # if it has one, follows its first opcode. Pickles are cut into frames anywhere between opcodes.
-_REFERENCES = re.compile(rb"(\x94|q.|r.{4})?\(((?:h.|j.{4}|\x95.{8})++)e(?=[^(])", re.DOTALL)
+_REFERENCES = re.compile(
+    rb"(\x94|q.|r....)?\(((?:(?:j....)++|h.|\x95........)++)e(?=[^(])", re.DOTALL
+)
 _REFERENCE_OR_FRAME = re.compile(rb"h(.)|j(.{4})|\x95.{8}", re.DOTALL)
 _INT, _UNSIGNED, _LONG, _FLOAT = (struct.Struct(each) for each in ("<i", "<I", "<Q", ">d"))
 
@@ -90,22 +92,34 @@ class PickleReader:
         return value
 
     def _run(self) -> None:
-        stack, memo, operations = self._stack, self._memo, _OPERATIONS
-        binget = _CODES["BINGET"]
+        # These opcodes are most of a snapshot; they are read here without a call.
+        binget, binint1, long1, memoize = map(_CODES.get, ("BINGET", "BININT1", "LONG1", "MEMOIZE"))
+        stack, memo = self._stack, self._memo
+        push, integer = stack.append, int.from_bytes
         while not self._stopped:
             if self._at >= self._safe:
                 self._fill()
-            at = self._at
-            code = self._data[at]
-            if code == binget:
-                stack.append(memo[self._data[at + 1]])
-                self._at = at + 2
-                continue
-            self._at = at + 1
-            operation = operations[code]
-            if operation is None:
-                raise ValueError(_refusal(code))
-            operation(self)
+            data, at, safe = self._data, self._at, self._safe
+            while at < safe:
+                code = data[at]
+                if code == binget:
+                    push(memo[data[at + 1]])
+                    at += 2
+                elif code == long1:
+                    at, start = at + 2 + data[at + 1], at + 2
+                    push(integer(data[start:at], "little", signed=True))
+                elif code == binint1:
+                    push(data[at + 1])
+                    at += 2
+                elif code == memoize:
+                    memo.append(stack[-1])
+                    at += 1
+                else:
+                    self._at = at + 1
+                    _OPERATIONS[code](self)
+                    break
+            else:
+                self._at = at
 
     def _fill(self) -> None:
         """Read on, and check the memory; ValueError if the pickle has no more bytes."""
@@ -176,19 +190,10 @@ class PickleReader:
         self._stack.append(_INT.unpack_from(self._data, self._at)[0])
         self._at += 4
 
-    def _binint1(self) -> None:
-        self._stack.append(self._data[self._at])
-        self._at += 1
-
     def _binint2(self) -> None:
         at = self._at
         self._stack.append(self._data[at] | self._data[at + 1] << 8)
         self._at = at + 2
-
-    def _long1(self) -> None:
-        at = self._at + 1
-        self._at = end = at + self._data[at - 1]
-        self._stack.append(int.from_bytes(self._data[at:end], "little", signed=True))
 
     def _binfloat(self) -> None:
         self._stack.append(_FLOAT.unpack_from(self._data, self._at)[0])
@@ -230,8 +235,7 @@ class PickleReader:
             return
         self._stack.append(value)
         if run[1]:
-            self._at += 1
-            _OPERATIONS[run[1][0]](self)  # pyright: ignore[reportOptionalCall]
+            self._put(len(self._memo) if len(run[1]) == 1 else int.from_bytes(run[1][1:], "little"))
         self._at = run.end()
 
     def _referring(self, run: bytes) -> Any:
@@ -274,8 +278,10 @@ class PickleReader:
         target, keys = self._stack[-1], values[::2]
         if type(target) is not dict or len(values) % 2:
             raise ValueError("it adds pairs to something that is not a dict")
-        if set(map(type, keys)) - {str}:
-            raise ValueError("it has a dict with a key that is not a text")
+        for key in keys:
+            # Python's hash of nested tuples has no limit of depth.
+            if type(key) is not str:
+                raise ValueError("it has a dict with a key that is not a text")
         target.update(zip(keys, values[1::2], strict=True))
         value = self._made.finished(target)
         if value is target:
@@ -307,9 +313,6 @@ class PickleReader:
         values = [self._stack.pop() for _ in range(3)]
         self._tuple_of(values[::-1])
 
-    def _memoize(self) -> None:
-        self._memo.append(self._stack[-1])
-
     def _put(self, place: int) -> None:
         # Every writer counts up.
         if place != len(self._memo):
@@ -330,9 +333,7 @@ _BY_NAME: dict[str, Callable[[PickleReader], None]] = {
     "NEWTRUE": lambda reader: reader._constant(True),
     "NEWFALSE": lambda reader: reader._constant(False),
     "BININT": PickleReader._binint,
-    "BININT1": PickleReader._binint1,
     "BININT2": PickleReader._binint2,
-    "LONG1": PickleReader._long1,
     "BINFLOAT": PickleReader._binfloat,
     "SHORT_BINUNICODE": PickleReader._short_binunicode,
     "BINUNICODE": PickleReader._binunicode,
@@ -348,15 +349,10 @@ _BY_NAME: dict[str, Callable[[PickleReader], None]] = {
     "TUPLE1": lambda reader: reader._tuple_of([reader._stack.pop()]),
     "TUPLE2": PickleReader._tuple2,
     "TUPLE3": PickleReader._tuple3,
-    "MEMOIZE": PickleReader._memoize,
     "BINPUT": lambda reader: reader._put(reader._argument(1)[0]),
     "LONG_BINPUT": lambda reader: reader._put(_UNSIGNED.unpack(reader._argument(4))[0]),
-    "BINGET": lambda reader: reader._constant(reader._memo[reader._argument(1)[0]]),
     "LONG_BINGET": PickleReader._long_binget,
 }
-_OPERATIONS: list[Callable[[PickleReader], None] | None] = [
-    _BY_NAME.get(_NAMES.get(code, "")) for code in range(256)
-]
 _RUN_CODE = (
     "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "PERSID",
     "BINPERSID", "EXT1", "EXT2", "EXT4",
@@ -370,3 +366,13 @@ def _refusal(code: int) -> str:
     if name:
         return f"its opcode {name} makes something other than containers, text and numbers"
     return f"it has a byte {code:#04x} that is no opcode"
+
+
+def _refused(code: int) -> Callable[[PickleReader], None]:
+    def refuse(_: PickleReader) -> None:
+        raise ValueError(_refusal(code))
+
+    return refuse
+
+
+_OPERATIONS = [_BY_NAME.get(_NAMES.get(code, ""), _refused(code)) for code in range(256)]
