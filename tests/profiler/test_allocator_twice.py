@@ -1,7 +1,7 @@
 """The allocator's model, compared with a plain second model that scans unsorted lists.
 
-Both get the same streams of requests under all settings, on devices that run out, and must agree
-after every event.
+Both get the same requests of several streams and pools under all settings, on devices that run
+out, and must agree after every event.
 """
 
 import random
@@ -14,18 +14,20 @@ from hypothesis import given
 from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
-from optprof.profiler.allocator.blocks import Block, Pool
+from optprof.profiler.allocator.blocks import Block, Lane, Pool
 from optprof.profiler.allocator.caching import CachingAllocator
 from optprof.profiler.allocator.out_of_memory import OutOfMemoryError
 from optprof.profiler.allocator.segments import LowestAddresses
 from optprof.profiler.allocator.settings import UNLIMITED, AllocatorSettings
 
 KIB, MIB = 1 << 10, 1 << 20
+PRIVATE = (0, 1)
+LANES = (Lane(), Lane(), Lane(stream=7), Lane(pool=PRIVATE), Lane(stream=7, pool=PRIVATE))
 
 
 @dataclass
 class Run:
-    """Adjacent bytes: in use, free, or addresses without memory."""
+    """Adjacent bytes: in use, waiting for a stream, free, or addresses without memory."""
 
     start: int
     size: int
@@ -36,10 +38,11 @@ class Run:
 
 @dataclass
 class Range:
-    """A segment: its number or address, its pool, and its runs in the order of addresses."""
+    """A segment: its number or address, its pools, and its runs in the order of addresses."""
 
     number: int
     small: bool
+    lane: Lane
     runs: list[Run] = field(default_factory=list)
 
 
@@ -56,16 +59,19 @@ class PlainAllocator:
             by_address,
         )
         self.ranges: list[Range] = []
-        self.searches = {True: 0, False: 0}
+        self.searches = dict.fromkeys(
+            [(small, pool) for small in (True, False) for pool in ((0, 0), PRIVATE)], 0
+        )
+        self.released = {(0, 0)}
         self.live: dict[int, tuple[Range, Run]] = {}
-        self.calls = self.numbers = self.retries = 0
+        self.calls = self.numbers = self.retries = self.peak_split = 0
 
-    def all_runs(self, state: str, small: bool | None = None) -> list[tuple[Range, Run]]:
+    def all_runs(self, state: str, of: tuple[bool, Lane] | None = None) -> list[tuple[Range, Run]]:
         return [
             (rng, run)
             for rng in self.ranges
             for run in rng.runs
-            if run.state == state and small in (None, rng.small)
+            if run.state == state and of in (None, (rng.small, rng.lane))
         ]
 
     @property
@@ -73,12 +79,17 @@ class PlainAllocator:
         return sum(run.size for _, run in self.all_runs("used"))
 
     @property
+    def active(self) -> int:
+        return self.allocated + sum(run.size for _, run in self.all_runs("waiting"))
+
+    @property
     def requested(self) -> int:
-        return sum(run.requested for _, run in self.all_runs("used"))
+        busy = [*self.all_runs("used"), *self.all_runs("waiting")]
+        return sum(run.requested for _, run in busy)
 
     @property
     def reserved(self) -> int:
-        return self.allocated + sum(run.size for _, run in self.all_runs("free"))
+        return self.active + sum(run.size for _, run in self.all_runs("free"))
 
     @property
     def inactive_split(self) -> int:
@@ -118,10 +129,10 @@ class PlainAllocator:
             return self.settings.large_segment_size
         return size if size % (2 * MIB) == 0 else (size // (2 * MIB) + 1) * 2 * MIB
 
-    def malloc(self, nbytes: int) -> int | MemoryError:
+    def malloc(self, nbytes: int, lane: Lane) -> int | MemoryError:
         size = self.rounded(nbytes)
         small = size <= MIB
-        place = self.search(small, size) or self.fetch(small, size)
+        place = self.search(small, lane, size) or self.fetch(small, lane, size)
         if place is None:
             return MemoryError(self.segment(size), self.room(), self.allocated, self.reserved)
         rng, run = place
@@ -136,33 +147,44 @@ class PlainAllocator:
             run.size = size
             rng.runs.insert(
                 rng.runs.index(run) + 1,
-                Run(run.start + size, rest, "free", since=self.searches[small]),
+                Run(run.start + size, rest, "free", since=self.searches[small, lane.pool]),
             )
         self.calls += 1
         self.live[self.calls] = rng, run
         return self.calls
 
-    def free(self, number: int) -> None:
+    def free(self, number: int, pending: bool = False) -> None:
         rng, run = self.live.pop(number)
-        run.state, run.requested, run.since = "free", 0, self.searches[rng.small]
-        self.merge(rng)
+        run.state = "waiting"
+        if pending:
+            self.live[-number] = rng, run
+        else:
+            self.complete(rng, run)
+
+    def complete(self, rng: Range, run: Run) -> None:
+        if run.state == "waiting":
+            run.state, run.requested = "free", 0
+            run.since = self.searches[rng.small, rng.lane.pool]
+            self.merge(rng)
+            # A request may wait for several blocks, and release what they leave.
+            self.peak_split = max(self.peak_split, self.inactive_split)
 
     def merge(self, rng: Range) -> None:
         merged: list[Run] = []
         for run in rng.runs:
             if merged and run.state != "used" and merged[-1].state == run.state:
                 merged[-1].size += run.size
-                merged[-1].since = self.searches[rng.small]
+                merged[-1].since = self.searches[rng.small, rng.lane.pool]
             else:
                 merged.append(run)
         rng.runs = merged
 
-    def search(self, small: bool, size: int) -> tuple[Range, Run] | None:
+    def search(self, small: bool, lane: Lane, size: int) -> tuple[Range, Run] | None:
         if self.collects:
-            self.searches[small] += 1
+            self.searches[small, lane.pool] += 1
         fits = [
             (run.size, rng.number, run.start, rng, run)
-            for rng, run in self.all_runs("free", small)
+            for rng, run in self.all_runs("free", (small, lane))
             if run.size >= size
         ]
         fits.sort(key=lambda fit: fit[:3])
@@ -186,37 +208,38 @@ class PlainAllocator:
         after = rng.runs[rng.runs.index(run) + 1 :]
         return run.size + (after[0].size if after and after[0].state == "bare" else 0)
 
-    def fetch(self, small: bool, size: int) -> tuple[Range, Run] | None:
+    def fetch(self, small: bool, lane: Lane, size: int) -> tuple[Range, Run] | None:
         if self.collects:
             self.collect()
-        place = self.ask(small, size)
-        if place is None and self.release_oversize(small, size):
-            place = self.ask(small, size)
+        place = self.ask(small, lane, size)
+        if place is None and self.release_oversize(small, lane, size):
+            place = self.ask(small, lane, size)
         if place is None:
             self.empty_cache()
             self.retries += 1
-            place = self.ask(small, size)
+            place = self.ask(small, lane, size)
         return place
 
     def room(self) -> int:
         return (1 << 80) if self.total is None else self.total - self.occupied - self.reserved
 
-    def ask(self, small: bool, size: int) -> tuple[Range, Run] | None:
+    def ask(self, small: bool, lane: Lane, size: int) -> tuple[Range, Run] | None:
         nbytes = self.segment(size)
         if self.limit is not None and self.reserved + nbytes > self.limit:
             return None
         if self.settings.expandable_segments:
-            return self.grow(small, size)
+            return self.grow(small, lane, size)
         if nbytes > self.room():
             return None
-        rng = self.new_range(small, nbytes, "free")
+        rng = self.new_range(small, lane, nbytes, "free")
         return rng, rng.runs[0]
 
-    def new_range(self, small: bool, nbytes: int, state: str) -> Range:
+    def new_range(self, small: bool, lane: Lane, nbytes: int, state: str) -> Range:
         self.numbers += 1
         rng = Range(
             self.lowest_gap(nbytes) if self.by_address else self.numbers,
             small,
+            lane,
             [Run(0, nbytes, state)],
         )
         self.ranges.append(rng)
@@ -231,8 +254,8 @@ class PlainAllocator:
             at for at in starts if all(at + nbytes <= start or at >= end for start, end in spans)
         )
 
-    def grow(self, small: bool, size: int) -> tuple[Range, Run] | None:
-        rng, start = self.lowest_room(small, size)
+    def grow(self, small: bool, lane: Lane, size: int) -> tuple[Range, Run] | None:
+        rng, start = self.lowest_room(small, lane, size)
         while True:
             place = next(place for place, run in enumerate(rng.runs) if run.start == start)
             run = rng.runs[place]
@@ -246,15 +269,15 @@ class PlainAllocator:
     def handle(self, small: bool) -> int:
         return 2 * MIB if small else self.settings.large_segment_size
 
-    def lowest_room(self, small: bool, size: int) -> tuple[Range, int]:
+    def lowest_room(self, small: bool, lane: Lane, size: int) -> tuple[Range, int]:
         for rng in sorted(self.ranges, key=lambda rng: rng.number):
             for place, run in enumerate(rng.runs):
-                if rng.small != small or run.state != "bare":
+                if (rng.small, rng.lane) != (small, lane) or run.state != "bare":
                     continue
                 first = place - 1 if place and rng.runs[place - 1].state == "free" else place
                 room = 0
                 for other in rng.runs[first:]:
-                    if other.state == "used":
+                    if other.state in ("used", "waiting"):
                         break
                     room += other.size
                 if room >= size:
@@ -262,7 +285,7 @@ class PlainAllocator:
         whole = (1 << 50) if self.total is None else self.total + self.total // 8
         handle = self.handle(small)
         count = whole // handle if self.total is None else (whole + handle - 1) // handle
-        return self.new_range(small, count * handle, "bare"), 0
+        return self.new_range(small, lane, count * handle, "bare"), 0
 
     def map(self, rng: Range, bare: Run, nbytes: int) -> bool:
         handle = self.handle(rng.small)
@@ -280,7 +303,9 @@ class PlainAllocator:
         return True
 
     def empty_cache(self) -> None:
-        for rng in list(self.ranges):
+        for place in self.all_runs("waiting"):
+            self.complete(*place)
+        for rng in [rng for rng in self.ranges if rng.lane.pool in self.released]:
             if not self.settings.expandable_segments:
                 if [run.state for run in rng.runs] == ["free"]:
                     self.ranges.remove(rng)
@@ -310,12 +335,12 @@ class PlainAllocator:
             if was_mapped and [run.state for run in rng.runs] == ["bare"]:
                 self.ranges.remove(rng)
 
-    def release_oversize(self, small: bool, size: int) -> bool:
+    def release_oversize(self, small: bool, lane: Lane, size: int) -> bool:
         oversize = self.settings.max_split_size
         if oversize == UNLIMITED or self.settings.expandable_segments:
             return False
         free = sorted(
-            self.all_runs("free", small),
+            self.all_runs("free", (small, lane)),
             key=lambda place: (place[1].size, place[0].number, place[1].start),
         )
         needed = max(size, oversize)
@@ -341,11 +366,12 @@ class PlainAllocator:
             idle = [
                 rng
                 for rng in self.ranges
-                if not rng.small and [run.state for run in rng.runs] == ["free"]
+                if not rng.small and rng.lane.pool == (0, 0)
+                if [run.state for run in rng.runs] == ["free"]
             ]
             if not idle:
                 return
-            ages = [self.searches[False] - rng.runs[0].since for rng in idle]
+            ages = [self.searches[False, (0, 0)] - rng.runs[0].since for rng in idle]
             for rng, age in zip(idle, ages, strict=True):
                 if age >= sum(ages) / len(ages):
                     reclaimed += rng.runs[0].size
@@ -354,7 +380,7 @@ class PlainAllocator:
 
 def segments_of(allocator: CachingAllocator, live: list[Block]) -> Iterator[list[Block]]:
     """Yield the blocks of each of the allocator's segments, by offset."""
-    pools = (allocator._small, allocator._large)
+    pools = [pool for both in allocator._pools.values() for pool in both]
     blocks = [*live, *(block for pool in pools for *_, block in [*pool.blocks, *pool.unmapped])]
     for block in blocks:
         if block.previous is None:
@@ -383,7 +409,7 @@ def check_books(allocator: CachingAllocator, live: list[Block]) -> None:
                 "free neighbours stay apart"
             )
     assert {id(block) for block in blocks if block.allocated} == {id(block) for block in live}
-    for pool in (allocator._small, allocator._large):
+    for pool in [pool for both in allocator._pools.values() for pool in both]:
         assert pool.blocks == sorted(pool.blocks, key=lambda entry: entry[:3])
         check_pool(
             pool,
@@ -396,11 +422,12 @@ def check_books(allocator: CachingAllocator, live: list[Block]) -> None:
             [block for block in blocks if not block.mapped],
         )
     assert allocator.reserved_bytes == sum(block.size for block in blocks if block.mapped)
-    assert allocator.allocated_bytes == sum(block.size for block in live)
+    assert allocator.allocated_bytes == sum(block.size for block in live if not block.pending)
+    assert allocator.active_bytes == sum(block.size for block in live)
     assert allocator.requested_bytes == sum(block.requested for block in live)
     assert (
         allocator.requested_bytes
-        <= allocator.allocated_bytes
+        <= allocator.active_bytes
         <= allocator.reserved_bytes
         <= allocator.peak_reserved_bytes
     )
@@ -419,10 +446,15 @@ class Device:
     by_address: bool
 
 
-def run_both(device: Device, stream: list[tuple[int, int]]) -> int:
+Wish = tuple[int, int, int, int]
+
+
+def run_both(device: Device, stream: list[Wish]) -> int:
     """Run a stream on both models; return how often memory ran out.
 
-    Each entry is a size to allocate, or frees a live block if `choice` points at one.
+    Each entry is a size to allocate, or frees a live block if `choice` points at one; the lane of
+    a request; and how a block is freed, at once or pending (1), or what else ends: a pending block
+    (2), or the use of the private pool (3).
     """
     addresses = LowestAddresses() if device.by_address else None
     fast = CachingAllocator(
@@ -430,22 +462,34 @@ def run_both(device: Device, stream: list[tuple[int, int]]) -> int:
     )
     plain = PlainAllocator(device.settings, device.total, device.occupied, device.by_address)
     live: list[tuple[Block, int]] = []
-    peaks = [0, 0, 0]
+    waiting: list[tuple[Block, tuple[Range, Run]]] = []
+    peaks = [0, 0, 0, 0]
     failures = 0
-    for nbytes, choice in stream:
-        if choice < len(live):
+    for nbytes, choice, lane, how in stream:
+        # A full device waits for all.
+        waiting = [each for each in waiting if each[0].pending]
+        if how == 2 and waiting:
+            block, place = waiting.pop(choice % len(waiting))
+            fast.complete(block)
+            plain.complete(*place)
+        elif how == 3:
+            fast.release_pool(PRIVATE)
+            plain.released.add(PRIVATE)
+        elif choice < len(live):
             block, number = live.pop(choice)
-            fast.free(block)
-            plain.free(number)
+            fast.free(block, pending=how == 1)
+            plain.free(number, pending=how == 1)
+            if how == 1:
+                waiting.append((block, plain.live.pop(-number)))
         elif nbytes == 0:
             fast.empty_cache()
             plain.empty_cache()
         else:
-            taken = plain.malloc(nbytes)
+            taken = plain.malloc(nbytes, LANES[lane])
             if isinstance(taken, MemoryError):
                 failures += 1
                 with pytest.raises(OutOfMemoryError) as caught:
-                    fast.malloc(nbytes)
+                    fast.malloc(nbytes, LANES[lane])
                 error = caught.value
                 assert (
                     error.tried,
@@ -455,7 +499,7 @@ def run_both(device: Device, stream: list[tuple[int, int]]) -> int:
                     error.requested,
                 ) == (*taken.args, nbytes)
             else:
-                block = fast.malloc(nbytes)
+                block = fast.malloc(nbytes, LANES[lane])
                 rng, run = plain.live[taken]
                 assert (block.segment, block.offset, block.size, block.requested) == (
                     rng.number,
@@ -463,9 +507,11 @@ def run_both(device: Device, stream: list[tuple[int, int]]) -> int:
                     run.size,
                     nbytes,
                 )
+                assert block.pool.lane == LANES[lane]
                 live.append((block, taken))
         statistics = (
             fast.allocated_bytes,
+            fast.active_bytes,
             fast.requested_bytes,
             fast.reserved_bytes,
             fast.inactive_split_bytes,
@@ -473,18 +519,23 @@ def run_both(device: Device, stream: list[tuple[int, int]]) -> int:
         )
         assert statistics == (
             plain.allocated,
+            plain.active,
             plain.requested,
             plain.reserved,
             plain.inactive_split,
             plain.retries,
         )
-        peaks = list(map(max, peaks, (plain.allocated, plain.requested, plain.inactive_split)))
+        plain.peak_split = max(plain.peak_split, plain.inactive_split)
+        now = plain.allocated, plain.active, plain.requested, plain.peak_split
+        peaks = list(map(max, peaks, now))
         assert [
             fast.peak_allocated_bytes,
+            fast.peak_active_bytes,
             fast.peak_requested_bytes,
             fast.peak_inactive_split_bytes,
         ] == peaks
-        check_books(fast, [block for block, _ in live])
+        busy = [block for block, _ in live] + [block for block, _ in waiting if block.pending]
+        check_books(fast, busy)
     return failures
 
 
@@ -495,7 +546,13 @@ sizes = st.one_of(
     st.integers(9 * MIB, 45 * MIB),
 )
 streams = st.lists(
-    st.tuples(st.one_of(sizes, sizes, sizes, sizes, st.just(0)), st.integers(0, 16)), max_size=80
+    st.tuples(
+        st.one_of(sizes, sizes, sizes, sizes, st.just(0)),
+        st.integers(0, 16),
+        st.integers(0, len(LANES) - 1),
+        st.sampled_from([0, 0, 0, 0, 0, 0, 1, 1, 2, 3]),
+    ),
+    max_size=80,
 )
 texts = st.lists(
     st.sampled_from(
@@ -525,9 +582,7 @@ devices = st.builds(
 
 @given(devices, streams)
 @run_with(max_examples=300, deadline=None)
-def test_two_models_of_the_rules_agree_after_every_event(
-    device: Device, stream: list[tuple[int, int]]
-):
+def test_two_models_of_the_rules_agree_after_every_event(device: Device, stream: list[Wish]):
     run_both(device, stream)
 
 
@@ -551,7 +606,10 @@ LONG = [
 
 @pytest.mark.parametrize("by_address", [False, True])
 @pytest.mark.parametrize("text", LONG)
-def test_two_models_agree_through_a_long_run_on_a_crowded_device(text: str, by_address: bool):
+@pytest.mark.parametrize("lanes", [1, len(LANES)])
+def test_two_models_agree_through_a_long_run_on_a_crowded_device(
+    text: str, by_address: bool, lanes: int
+):
     """Use a few sizes repeatedly, as training does, until memory runs out; then free blocks."""
     draw = random.Random(text)
     common = [
@@ -565,7 +623,13 @@ def test_two_models_agree_through_a_long_run_on_a_crowded_device(text: str, by_a
         for _ in range(12)
     ]
     stream = [
-        (draw.choice(common), draw.randint(0, 30 + 20 * (turn // 150 % 3))) for turn in range(900)
+        (
+            draw.choice(common),
+            draw.randint(0, 30 + 20 * (turn // 150 % 3)),
+            draw.randrange(lanes),
+            draw.choice([0, 0, 0, 1, 2]) if lanes > 1 else 0,
+        )
+        for turn in range(900)
     ]
     device = Device(AllocatorSettings.parse(text), 350 * MIB, 13 * MIB, by_address)
     assert run_both(device, stream), "the device was to run out"
