@@ -64,6 +64,7 @@ class PlainAllocator:
         )
         self.released = {(0, 0)}
         self.live: dict[int, tuple[Range, Run]] = {}
+        self.waiting: list[tuple[Range, Run]] = []
         self.calls = self.numbers = self.retries = self.peak_split = 0
 
     def all_runs(self, state: str, of: tuple[bool, Lane] | None = None) -> list[tuple[Range, Run]]:
@@ -157,7 +158,7 @@ class PlainAllocator:
         rng, run = self.live.pop(number)
         run.state = "waiting"
         if pending:
-            self.live[-number] = rng, run
+            self.waiting.append((rng, run))
         else:
             self.complete(rng, run)
 
@@ -303,8 +304,9 @@ class PlainAllocator:
         return True
 
     def empty_cache(self) -> None:
-        for place in self.all_runs("waiting"):
+        for place in self.waiting:
             self.complete(*place)
+        self.waiting.clear()
         for rng in [rng for rng in self.ranges if rng.lane.pool in self.released]:
             if not self.settings.expandable_segments:
                 if [run.state for run in rng.runs] == ["free"]:
@@ -480,7 +482,7 @@ def run_both(device: Device, stream: list[Wish]) -> int:
             fast.free(block, pending=how == 1)
             plain.free(number, pending=how == 1)
             if how == 1:
-                waiting.append((block, plain.live.pop(-number)))
+                waiting.append((block, plain.waiting[-1]))
         elif nbytes == 0:
             fast.empty_cache()
             plain.empty_cache()
