@@ -20,9 +20,11 @@ def name_of(stack: Sequence[Frame]) -> str:
     """Return the innermost line of the user's code with its function, else the innermost frame."""
     if not stack:
         return UNKNOWN
-    if stack[0].file == "operation":
-        # Written by optprof: the operation, its module, and a line or a phase.
-        return plain(" in ".join(frame.name for frame in stack[:2] if frame.file != "phase"))
+    if stack[0].file in ("operation", "module"):
+        # Written by optprof: an operation, its module, and a line or a phase.
+        return plain(
+            " in ".join(each.name for each in stack if each.file in ("operation", "module"))
+        )
     for frame in stack:
         if _OF_PYTHON.search(frame.file) and not _OF_A_LIBRARY.search(frame.file):
             return text_of(frame)

@@ -135,10 +135,10 @@ def replay_exactly(device: Device, settings: AllocatorSettings, start: Memory) -
     equal blocks, and UnsupportedError if the events do not lead to the segments at their end.
     """
     try:
-        return replay_in_order(device, settings, start, BY_ADDRESS)
+        return replay_in_order(device, settings, start, BY_AGE)
     except DifferenceError as error:
         try:
-            return replay_in_order(device, settings, start, BY_AGE)
+            return replay_in_order(device, settings, start, BY_ADDRESS)
         except DifferenceError as other:
             raise max(error, other, key=lambda each: each.place) from None
 

@@ -13,7 +13,7 @@ from .picture import Areas, Bar, Bars, Key, Layer, Part, Picture
 # Colours of places in the code, the one with the most bytes first.
 COLOURS = tuple(CATEGORY_COLOURS.values())
 # More rows cannot be compared.
-MOST_ROWS = 16
+MOST_ROWS, MOST_NAMES = 16, 2
 
 
 def timeline(device: DeviceContents) -> list[Picture]:
@@ -161,14 +161,18 @@ def segment_table(segments: Sequence[SegmentUse]) -> Table:
                 Cell(text=each.lane),
                 *map(bytes_cell, (each.nbytes, each.used, each.free, each.largest)),
                 Cell(text=f"{each.blocks:,}", number=True, value=each.blocks),
-                Cell(
-                    text="; ".join(
-                        f"{name} ({bytes_text(nbytes)})" for name, nbytes in each.holders
-                    )
-                    or "nothing: it is idle"
-                ),
+                Cell(text=_holders(each)),
             )
             for each in segments
         ),
         sortable=True,
     )
+
+
+def _holders(segment: SegmentUse) -> str:
+    """Return the places with the smallest blocks, whose move would free the segment soonest."""
+    names = [f"{name} ({bytes_text(nbytes)})" for name, nbytes in segment.holders[:MOST_NAMES]]
+    if not names:
+        return "nothing: it is idle"
+    more = len(segment.holders) - len(names)
+    return "; ".join([*names, *([f"{more} more"] if more else [])])
