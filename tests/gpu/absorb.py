@@ -3,9 +3,9 @@
     python tests/gpu/absorb.py FOLDER
 
 Recordings that together have each mechanism go to tests/data/golden. Records and their report go to
-docs/results/GPU, where GPU is the name in the catalogue, with constants.json, comparison.md and
-kernels.md. A folder of an interrupted campaign is absorbed too. To look into a deviation, use the
-versions of torch and transformers in the journal: both change.
+docs/results/GPU, where GPU is the name in the catalogue, with constants.json, comparison.md,
+kernels.md and settings.md. A folder of an interrupted campaign is absorbed too. To look into a
+deviation, use the versions of torch and transformers in the journal: both change.
 """
 
 import argparse
@@ -21,11 +21,12 @@ sys.path[:0] = [str(HERE), str(ROOT / "src"), str(HERE.parent / "golden")]
 
 import against  # noqa: E402
 import kernel_marks  # noqa: E402
+import settings_marks  # noqa: E402
 from comparison import Comparison, compare, marks  # noqa: E402
 from derived import catalogue_lines, derive  # noqa: E402
 from optprof.profiler.records.record import Record  # noqa: E402
 from optprof.scenarios import hardware  # noqa: E402
-from plan import CORE  # noqa: E402
+from plan import CORE, is_rerun  # noqa: E402
 from recording import SUFFIX, Recording  # noqa: E402
 from result import Result  # noqa: E402
 
@@ -136,13 +137,28 @@ def main() -> int:
     (folder / "constants.json").write_text(json.dumps(constants, indent=1) + "\n", encoding="utf-8")
     peak = hardware.describe(result.gpu).bandwidth if result.gpu else None
     print(*catalogue_lines(constants, peak), sep="\n")
-    keep(recordings.items(), arguments.golden, everything=arguments.all)
+    own = {name: each for name, each in recordings.items() if not is_rerun(name)}
+    keep(own.items(), arguments.golden, everything=arguments.all)
     write_records(records, folder)
-    met = write_comparison(
-        result, recordings, constants.get("copy_bandwidth"), folder / "comparison.md"
-    )
+    met = write_comparison(result, own, constants.get("copy_bandwidth"), folder / "comparison.md")
     met = write_kernels(result, folder / "kernels.md") and met
+    met = write_settings(result, recordings, folder / "settings.md") and met
     return 0 if met else 1
+
+
+def write_settings(result: Result, recordings: dict[str, Recording], path: Path) -> bool:
+    """Print predictions against reruns and write them; return False if a target is missed.
+
+    A campaign without reruns misses none.
+    """
+    if not any(map(is_rerun, recordings)):
+        return True
+    lines, met = settings_marks.lines(recordings)
+    title = f"# Predicted settings on {result.gpu or 'a GPU that is not in the catalogue'}"
+    text = "\n".join([title, "", *lines]) + "\n"
+    print(text, flush=True)
+    path.write_text(text, encoding="utf-8")
+    return met
 
 
 def write_kernels(result: Result, path: Path) -> bool:

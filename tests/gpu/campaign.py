@@ -31,9 +31,10 @@ from journal import Journal  # noqa: E402
 SHARES = {
     "constants": 60,
     "recordings": 115,
-    "kernels": 100,
-    "harness": 95,
-    "tests": 45,
+    "kernels": 90,
+    "settings": 45,
+    "harness": 75,
+    "tests": 40,
     "steps": 35,
     "other recordings": 20,
 }
@@ -106,6 +107,7 @@ STAGES: dict[str, Callable[[Campaign, float], None]] = {
     "constants": jobs_of(plan.constants),
     "recordings": jobs_of(plan.core_recordings),
     "kernels": jobs_of(plan.kernels),
+    "settings": jobs_of(plan.settings),
     "harness": jobs_of(plan.harness),
     "tests": gpu_tests.run,
     "steps": jobs_of(plan.optimizer_steps),

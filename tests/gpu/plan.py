@@ -1,7 +1,7 @@
 """Plan: the jobs of each stage, the most valuable first."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from children import Job
@@ -63,6 +63,21 @@ CORE = (
     "gpt2-xl_fp32_adamw_foreach",
     "gpt2-xl_fp32_sgd-sai_foreach",
 )
+# Runs that are recorded again under other settings of the allocator, which are predicted from them.
+RERUN = (
+    "gpt2_fp32_adamw_foreach",
+    "gpt2_amp-bf16_adamw_foreach_checkpointing",
+    "resnet50_fp32_adamw_foreach",
+    "vit-b16_fp32_adamw_foreach",
+    "gpt2_fp32_lamb16_foreach",
+    "llama2-7b_bf16_adamw_foreach",
+)
+SETTINGS = (
+    "expandable_segments:True",
+    "max_split_size_mb:64",
+    "roundup_power2_divisions:4",
+    "max_split_size_mb:256",
+)
 OURS = ("sgd-sai", "sm3", "lamb", "lamb16")
 _ONE_BILLION: dict[str, Any] = {"model": "llama2-7b", "config": {"num_hidden_layers": 4}}
 _OPTIMIZERS: tuple[dict[str, Any], ...] = (
@@ -117,6 +132,25 @@ def other_recordings() -> Iterator[Job]:
         for name, scenario in rest.items():
             if name.startswith(begin):
                 yield _recording(name, scenario)
+
+
+def rerun_name(name: str, conf: str) -> str:
+    """Return the name of a recording under other settings."""
+    return f"settings {name} {conf}"
+
+
+def is_rerun(name: str) -> bool:
+    """Return whether a recording ran under other settings."""
+    return name.startswith("settings ")
+
+
+def settings() -> Iterator[Job]:
+    """Yield reruns under other settings, those of one run together."""
+    scenarios = listed()
+    for name in RERUN:
+        for conf in SETTINGS:
+            scenario = replace(scenarios[name], alloc_conf=conf)
+            yield _recording(rerun_name(name, conf), scenario)
 
 
 def _recording(name: str, scenario: Scenario) -> Job:
