@@ -16,7 +16,7 @@ MOST_TEXT, MOST_DEPTH = 1 << 20, 1000
 NEWEST_PROTOCOL = 5
 # Bytes of memory that a value takes in a container, at most on average.
 _VALUE, _REFERENCE = 100, 8
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 # More than any opcode takes with its argument, texts aside.
 _MARGIN = 512
 _NAMES = {ord(each.code): each.name for each in pickletools.opcodes}

@@ -149,6 +149,8 @@ class _Json:
                 settings = reader.value()
             else:
                 reader.value()
+        if reader.next():
+            raise ValueError("values are left over after its end")
         if segments is None or traces is None:
             raise ValueError("segments or device_traces are missing, expected was a dict of both")
         return maker.snapshot(traces, segments, settings)

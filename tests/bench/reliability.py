@@ -2,9 +2,9 @@
 
     python tests/bench/reliability.py [NAME ...] [--seed 0] [--scale 1]
 
-NAMEs are signals, disks, runs, timelines, strings, models and optimizers; without one, all of them
-run. `--scale` multiplies the number of attempts. Prints a table in Markdown, as docs/reliability.md
-has it, and ends with status 1 after any fault.
+NAMEs are signals, disks, runs, timelines, snapshots, strings, models and optimizers; without one,
+all of them run. `--scale` multiplies the number of attempts. Prints a table in Markdown, as
+docs/reliability.md has it, and ends with status 1 after any fault.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 
-from attacks import disks, hostile, models, mutations, optimizers, signals
+from attacks import disks, hostile, models, mutations, optimizers, signals, snapshots
 from attacks.row import Row
 
 ATTACKS: dict[str, tuple[Callable[[random.Random, int], Row], int]] = {
@@ -22,6 +22,7 @@ ATTACKS: dict[str, tuple[Callable[[random.Random, int], Row], int]] = {
     "disks": (disks.run, disks.COUNT),
     "runs": (mutations.run, mutations.COUNT),
     "timelines": (mutations.run_timelines, mutations.TIMELINES),
+    "snapshots": (snapshots.run, snapshots.COUNT),
     "strings": (hostile.run, hostile.COUNT),
     "models": (models.run, models.COUNT),
     "optimizers": (optimizers.run, optimizers.COUNT),
