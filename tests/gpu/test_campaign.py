@@ -61,7 +61,7 @@ def test_every_stage_runs_and_all_of_its_jobs_succeed(rehearsed: Path):
     assert {line["status"] for line in result.of_kind("tests")} == {0}
     assert {record.outcome for record in result.records} == {"ok"}
     assert len(result.records) == 2
-    assert len(list(result.recordings())) == 2
+    assert len(list(result.recordings())) == 3
     assert result.gpu == "h100-80"
 
 
