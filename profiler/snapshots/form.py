@@ -27,8 +27,8 @@ STATES = (*USED, "inactive")
 _SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 _ACTION = {name: number for number, name in enumerate(ACTIONS)}
 _OOM = _ACTION["oom"]
-# The bytes of memory of a row with its number, of a frame or lane, and of a stack or block.
-_ROW, _FRAME, _STACK = 100, 400, 200
+# The bytes of memory of a row with its number; a frame or lane; a stack, block or segment.
+_ROW, _FRAME, _STACK = 80, 400, 200
 AGAIN = "record the snapshot again with torch 2.1 or newer"
 
 
@@ -148,7 +148,7 @@ class SnapshotMaker:
                 )
             reached = block.address + block.size
             blocks.append(block)
-        self._blocks += len(blocks)
+        self._blocks += len(blocks) + 1
         shown = ShownSegment(
             address=address,
             size=size,
@@ -258,7 +258,7 @@ def snapshot_of(data: Any, maker: SnapshotMaker) -> Snapshot:
         raise ValueError(f"it is a list of segments, of torch before 2.0, without events; {AGAIN}")
     if type(data) is not dict:
         raise ValueError(f"it is {_shown(data)}, expected was a dict of segments and events")
-    traces = [rows_of(trace, maker) for trace in _once(_list(data, "device_traces"))]
+    traces = [_rows_of(trace, maker) for trace in _once(_list(data, "device_traces"))]
     segments = _once(_list(data, "segments"))
     _once([each["blocks"] for each in segments if type(each) is dict and "blocks" in each])
     return maker.snapshot(
@@ -266,7 +266,7 @@ def snapshot_of(data: Any, maker: SnapshotMaker) -> Snapshot:
     )
 
 
-def rows_of(trace: Any, maker: SnapshotMaker) -> list[RowNumber]:
+def _rows_of(trace: Any, maker: SnapshotMaker) -> list[RowNumber]:
     """Return the rows of a device's events, without those that were passed over."""
     if type(trace) is not list:
         raise ValueError(f"the events of a device are {_shown(trace)}, expected was a list")

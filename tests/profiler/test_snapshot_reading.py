@@ -486,6 +486,10 @@ def test_other_files_are_named_with_what_to_do(tmp_path: Path, refused: Callable
         (b'{"a": 1, "a": 2}', "'a' twice"),
         (b'{"segments": [], "device_traces": [[]]} x', "left over"),
         (b'{"a": "\xff"}', "not UTF-8"),
+        (b'{"device_traces": [[0, 0', "an event is not a dict"),
+        (b'{"device_traces": [' + b"[]," * 5000, "more than 4096 devices"),
+        (b'{"segments": [{"blocks": [0, 0', "a block is not a dict"),
+        (b"{" + b",".join(b'"%d": []' % each for each in range(2000)), "more than 1000 keys"),
     ):
         assert words in refused(data), data[:40]
     with pytest.raises(UnreadableSnapshotError, match=r"none\.pickle cannot be read: No such file"):
