@@ -30,6 +30,7 @@ _OOM = _ACTION["oom"]
 # The bytes of memory of a row with its number; a frame or lane; a stack, block or segment.
 _ROW, _FRAME, _STACK = 80, 400, 200
 AGAIN = "record the snapshot again with torch 2.1 or newer"
+FEWER = "record fewer events by max_entries"
 
 
 class FrameNumber(int):
@@ -76,7 +77,7 @@ class SnapshotMaker:
 
     def finished(self, values: dict[str, Any]) -> Any:
         """Return a frame's or an event's number for their dicts, and any other dict itself."""
-        if "action" in values and "size" in values:
+        if "action" in values and "size" in values and "stream" in values:
             return self.event(values)
         if "filename" in values and "line" in values and "name" in values:
             return self._frame(values)
@@ -208,9 +209,11 @@ class SnapshotMaker:
         )
 
     def _frame(self, values: Mapping[str, Any]) -> FrameNumber:
-        file, line, name = values["filename"], values["line"], values["name"]
+        file, line, name = values.get("filename"), values.get("line"), values.get("name")
         if type(file) is not str or type(line) is not int or type(name) is not str:
             raise ValueError("a frame needs a filename, a line and a name")
+        if abs(line) >= SIZES:
+            raise ValueError("a frame has a line beyond 2^63")
         frame = Frame(file, line, name)
         number = self._frames.get(frame)
         if number is None:
@@ -222,7 +225,7 @@ class SnapshotMaker:
         if type(frames) is StackNumber:
             return frames
         if type(frames) is list:
-            numbers = [self.finished(each) if type(each) is dict else each for each in frames]
+            numbers = [self._frame(each) if type(each) is dict else each for each in frames]
             number = self.referring(numbers)
             if number is not None:
                 return number

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..safety.plain import plain
-from .form import MOST_DEVICES, RowNumber, SnapshotMaker, snapshot_of
+from .form import AGAIN, FEWER, MOST_DEVICES, RowNumber, SnapshotMaker, snapshot_of
 from .json_stream import JsonReader
 from .pickles import PickleReader
 from .snapshot import ShownSegment, Snapshot
@@ -71,16 +71,13 @@ class _Source(io.RawIOBase):
         self._unpacked = 0
         self._most = most_bytes
         self._data: Any = file
-        if self._peek(2) == _GZIP:
+        packed = file.read(2) == _GZIP
+        file.seek(0)
+        if packed:
             self._data = gzip.GzipFile(fileobj=file)
             self._most = min(most_bytes, max(ALWAYS_READ, MOST_SHRUNK * size))
         self.first = self._data.read(64)
         self._data.seek(0)
-
-    def _peek(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self._file.seek(0)
-        return data
 
     def readable(self) -> bool:
         """Return True."""
@@ -97,7 +94,7 @@ class _Source(io.RawIOBase):
         data = self._data.read(size)
         self._unpacked += len(data)
         if self._unpacked > self._most:
-            raise ValueError(f"it unpacks to more than {self._most >> 20} MiB")
+            raise ValueError(f"it has more than {self._most >> 20} MiB, unpacked; {FEWER}")
         if self._progress is not None:
             self._progress(min(self._file.tell(), self._size), self._size)
         return data
@@ -107,7 +104,7 @@ def _read(source: _Source, most_memory: int) -> Snapshot:
     maker = SnapshotMaker()
     first = source.first.lstrip()
     if source.first[:1] == _PICKLE:
-        reader: PickleReader | JsonReader = PickleReader(source, maker, most_memory)
+        reader: PickleReader | JsonReader = PickleReader(source.read, maker, most_memory)
     elif first[:1] in (b"{", b"["):
         text = io.TextIOWrapper(io.BufferedReader(source, 1 << 20), encoding="utf-8")
         reader = JsonReader(text)
@@ -185,12 +182,14 @@ class _Json:
     def _dict(self, name: str) -> dict[str, Any]:
         value = self._value()
         if type(value) is not dict:
-            raise ValueError(f"{name} is not a dict")
+            raise ValueError(f"{name} is not a dict; {AGAIN}")
         return value
 
     def _value(self) -> Any:
         if self.maker.memory > self.most_memory:
-            raise ValueError(f"its values need more than {self.most_memory >> 20} MiB of memory")
+            raise ValueError(
+                f"its values need more than {self.most_memory >> 20} MiB of memory; {FEWER}"
+            )
         return self.reader.value()
 
 
