@@ -258,7 +258,11 @@ class SnapshotMaker:
 def snapshot_of(data: Any, maker: SnapshotMaker) -> Snapshot:
     """Return the snapshot of a whole pickle, in which the maker has replaced events and frames."""
     if type(data) is list and data and type(data[0]) is dict and "total_size" in data[0]:
-        raise ValueError(f"it is a list of segments, of torch before 2.0, without events; {AGAIN}")
+        # torch before 2.0 had no other form.
+        raise ValueError(
+            "it is a list of segments without events, as torch.cuda.memory_snapshot returns;"
+            " write one with torch.cuda.memory._dump_snapshot"
+        )
     if type(data) is not dict:
         raise ValueError(f"it is {_shown(data)}, expected was a dict of segments and events")
     traces = [_rows_of(trace, maker) for trace in _once(_list(data, "device_traces"))]

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from .form import FEWER, SnapshotMaker
+from .form import FEWER, FrameNumber, SnapshotMaker
 
 MOST_TEXT, MOST_DEPTH = 1 << 20, 1000
 NEWEST_PROTOCOL = 5
@@ -244,7 +244,9 @@ class PickleReader:
         target = self._stack[-1]
         if type(target) is not list:
             raise ValueError("it adds values to something that is not a list")
-        self._kept += len(values) + 1
+        stack = bool(values) and set(map(type, values)) == {FrameNumber}
+        # Equal frames are one value.
+        self._kept += 1 + (len(values) * _REFERENCE // _VALUE if stack else len(values))
         target.extend(values)
 
     def _setitem(self) -> None:

@@ -96,8 +96,7 @@ def write(path: Path, kind: str, count: int, depth: int) -> None:
         "external_annotations": [],
     }
     if kind == "JSON":
-        with path.open("w") as file:
-            json.dump(data, file)
+        path.write_text(json.dumps(data))
     else:
         with path.open("wb") as file:
             pickle.dump(data, file)
