@@ -43,6 +43,7 @@ bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or 
 	$(BIN)/python tests/bench/accumulation.py
 	$(BIN)/python tests/bench/report.py
 	$(BIN)/python tests/bench/records.py
+	$(BIN)/python tests/bench/snapshot_reading.py
 	$(BIN)/python tests/bench/steps.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/breadth.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/opinfo.py

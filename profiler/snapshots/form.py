@@ -27,9 +27,10 @@ STATES = (*USED, "inactive")
 _SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 _ACTION = {name: number for number, name in enumerate(ACTIONS)}
 _OOM = _ACTION["oom"]
-# The bytes of memory of a row with its number, of a frame or lane, and of a stack or block.
-_ROW, _FRAME, _STACK = 100, 400, 200
+# The bytes of memory of a row with its number; a frame or lane; a stack, block or segment.
+_ROW, _FRAME, _STACK = 80, 400, 200
 AGAIN = "record the snapshot again with torch 2.1 or newer"
+FEWER = "record fewer events by max_entries"
 
 
 class FrameNumber(int):
@@ -76,7 +77,7 @@ class SnapshotMaker:
 
     def finished(self, values: dict[str, Any]) -> Any:
         """Return a frame's or an event's number for their dicts, and any other dict itself."""
-        if "action" in values and "size" in values:
+        if "action" in values and "size" in values and "stream" in values:
             return self.event(values)
         if "filename" in values and "line" in values and "name" in values:
             return self._frame(values)
@@ -148,7 +149,7 @@ class SnapshotMaker:
                 )
             reached = block.address + block.size
             blocks.append(block)
-        self._blocks += len(blocks)
+        self._blocks += len(blocks) + 1
         shown = ShownSegment(
             address=address,
             size=size,
@@ -208,9 +209,11 @@ class SnapshotMaker:
         )
 
     def _frame(self, values: Mapping[str, Any]) -> FrameNumber:
-        file, line, name = values["filename"], values["line"], values["name"]
+        file, line, name = values.get("filename"), values.get("line"), values.get("name")
         if type(file) is not str or type(line) is not int or type(name) is not str:
             raise ValueError("a frame needs a filename, a line and a name")
+        if abs(line) >= SIZES:
+            raise ValueError("a frame has a line beyond 2^63")
         frame = Frame(file, line, name)
         number = self._frames.get(frame)
         if number is None:
@@ -222,7 +225,7 @@ class SnapshotMaker:
         if type(frames) is StackNumber:
             return frames
         if type(frames) is list:
-            numbers = [self.finished(each) if type(each) is dict else each for each in frames]
+            numbers = [self._frame(each) if type(each) is dict else each for each in frames]
             number = self.referring(numbers)
             if number is not None:
                 return number
@@ -255,10 +258,14 @@ class SnapshotMaker:
 def snapshot_of(data: Any, maker: SnapshotMaker) -> Snapshot:
     """Return the snapshot of a whole pickle, in which the maker has replaced events and frames."""
     if type(data) is list and data and type(data[0]) is dict and "total_size" in data[0]:
-        raise ValueError(f"it is a list of segments, of torch before 2.0, without events; {AGAIN}")
+        # torch before 2.0 had no other form.
+        raise ValueError(
+            "it is a list of segments without events, as torch.cuda.memory_snapshot returns;"
+            " write one with torch.cuda.memory._dump_snapshot"
+        )
     if type(data) is not dict:
         raise ValueError(f"it is {_shown(data)}, expected was a dict of segments and events")
-    traces = [rows_of(trace, maker) for trace in _once(_list(data, "device_traces"))]
+    traces = [_rows_of(trace, maker) for trace in _once(_list(data, "device_traces"))]
     segments = _once(_list(data, "segments"))
     _once([each["blocks"] for each in segments if type(each) is dict and "blocks" in each])
     return maker.snapshot(
@@ -266,7 +273,7 @@ def snapshot_of(data: Any, maker: SnapshotMaker) -> Snapshot:
     )
 
 
-def rows_of(trace: Any, maker: SnapshotMaker) -> list[RowNumber]:
+def _rows_of(trace: Any, maker: SnapshotMaker) -> list[RowNumber]:
     """Return the rows of a device's events, without those that were passed over."""
     if type(trace) is not list:
         raise ValueError(f"the events of a device are {_shown(trace)}, expected was a list")

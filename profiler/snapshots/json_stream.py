@@ -41,7 +41,7 @@ class JsonReader:
             raise ValueError(
                 f"it has {following!r} instead of {character!r}"
                 if following
-                else "it ends too early"
+                else "it ends too early; copy it again"
             )
         self._at += 1
 

@@ -1,16 +1,17 @@
 """A reader of pickles that builds lists, tuples, dicts with text keys, text and numbers only.
 
-It executes nothing, looks up no name and refuses every other opcode of
-https://docs.python.org/3/library/pickletools.html. It reads what Python writes under protocols 2 to
-5 and torch's C++ writer under 2, in a stream: finished dicts are handed over and may be replaced by
-something smaller, so a file larger than the memory can be read.
+It executes nothing, looks up no name and refuses every other opcode of pickletools. It reads what
+Python writes under protocols 2 to 5, and torch's C++ writer under 2, in a stream: a SnapshotMaker
+replaces finished events and frames by their numbers, so the file may be larger than the memory.
 """
 
 import pickletools
 import re
 import struct
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
+
+from .form import FEWER, FrameNumber, SnapshotMaker
 
 MOST_TEXT, MOST_DEPTH = 1 << 20, 1000
 NEWEST_PROTOCOL = 5
@@ -30,39 +31,16 @@ _REFERENCE_OR_FRAME = re.compile(rb"h(.)|j(.{4})|\x95.{8}", re.DOTALL)
 _INT, _UNSIGNED, _LONG, _FLOAT = (struct.Struct(each) for each in ("<i", "<I", "<Q", ">d"))
 
 
-class Source(Protocol):
-    """A file that is read from its beginning to its end."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return some bytes, none at the end."""
-        ...
-
-
-class Made(Protocol):
-    """The receiver of dicts and lists."""
-
-    @property
-    def memory(self) -> int:
-        """The bytes of memory that it keeps."""
-        ...
-
-    def finished(self, values: dict[str, Any], /) -> Any:
-        """Return a dict, or what takes its place."""
-        ...
-
-    def referring(self, values: Sequence[Any], /) -> Any:
-        """Return what takes the place of a list of earlier values, None for the list itself."""
-        ...
-
-
 class PickleReader:
     """Reads one pickle; ValueError for anything but containers, text and numbers.
 
     `most_memory` are the bytes of memory for all values together, roughly.
     """
 
-    def __init__(self, source: Source, made: Made, most_memory: int) -> None:
-        self._source, self._made, self._most_memory = source, made, most_memory
+    def __init__(
+        self, read: Callable[[int], bytes], maker: SnapshotMaker, most_memory: int
+    ) -> None:
+        self._read, self._maker, self._most_memory = read, maker, most_memory
         self._stack: list[Any] = []
         # The height of the stack at each MARK, and the place in the memo of the value below.
         self._marks: list[tuple[int, int]] = []
@@ -87,7 +65,7 @@ class PickleReader:
             value = self._stack.pop()
         except IndexError:
             raise ValueError("it refers to a value that it does not have") from None
-        if self._stack or self._marks or self._at != self._end or self._source.read(1):
+        if self._stack or self._marks or self._at != self._end or self._read(1):
             raise ValueError("values are left over after its end")
         return value
 
@@ -125,24 +103,26 @@ class PickleReader:
         """Read on, and check the memory; ValueError if the pickle has no more bytes."""
         if self._end >= 0:
             if self._at >= self._end:
-                raise ValueError("it ends too early")
+                raise ValueError("it ends too early; copy it again")
             return
         self._more(_MARGIN)
         memory = (
             _VALUE * (len(self._stack) + self._kept)
             + _REFERENCE * len(self._memo)
             + self._text
-            + self._made.memory
+            + self._maker.memory
         )
         if memory > self._most_memory:
-            raise ValueError(f"its values need more than {self._most_memory >> 20} MiB of memory")
+            raise ValueError(
+                f"its values need more than {self._most_memory >> 20} MiB of memory; {FEWER}"
+            )
 
     def _more(self, nbytes: int) -> None:
         """Have so many bytes from the next one on, zeros after the end."""
         parts = [self._data[self._at :]]
         length = len(parts[0])
         while length < nbytes or len(parts) == 1:
-            part = self._source.read(_CHUNK)
+            part = self._read(_CHUNK)
             if not part:
                 self._end = length
                 parts.append(bytes(_MARGIN))
@@ -206,7 +186,7 @@ class PickleReader:
             if self._end < 0:
                 self._more(nbytes + _MARGIN)
             if self._at + nbytes > len(self._data):
-                raise ValueError("it ends too early")
+                raise ValueError("it ends too early; copy it again")
         try:
             # As Python's own reader: file names on Linux may be no text.
             text = self._argument(nbytes).decode("utf-8", "surrogatepass")
@@ -247,7 +227,7 @@ class PickleReader:
                 for one, four in _REFERENCE_OR_FRAME.findall(run)
                 if one or four
             ]
-            value = self._made.referring(values)
+            value = self._maker.referring(values)
             if value is not None:
                 self._text += len(run) + _VALUE
                 self._lists[run] = value
@@ -264,7 +244,9 @@ class PickleReader:
         target = self._stack[-1]
         if type(target) is not list:
             raise ValueError("it adds values to something that is not a list")
-        self._kept += len(values) + 1
+        stack = bool(values) and set(map(type, values)) == {FrameNumber}
+        # Equal frames are one value.
+        self._kept += 1 + (len(values) * _REFERENCE // _VALUE if stack else len(values))
         target.extend(values)
 
     def _setitem(self) -> None:
@@ -283,7 +265,7 @@ class PickleReader:
             if type(key) is not str:
                 raise ValueError("it has a dict with a key that is not a text")
         target.update(zip(keys, values[1::2], strict=True))
-        value = self._made.finished(target)
+        value = self._maker.finished(target)
         if value is target:
             self._kept += len(values) + 2
             return
@@ -291,7 +273,7 @@ class PickleReader:
         if place >= 0:
             memo[place] = value
         if memo and type(memo[-1]) is list and memo[-1] is values[-1]:
-            memo[-1] = self._made.referring(values[-1]) or memo[-1]
+            memo[-1] = self._maker.referring(values[-1]) or memo[-1]
 
     def _tuple_of(self, values: list[Any]) -> None:
         self._kept += len(values) + 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..safety.plain import plain
-from .form import SnapshotMaker, rows_of, snapshot_of
+from .form import AGAIN, FEWER, MOST_DEVICES, RowNumber, SnapshotMaker, snapshot_of
 from .json_stream import JsonReader
 from .pickles import PickleReader
 from .snapshot import ShownSegment, Snapshot
@@ -19,7 +19,8 @@ MOST_BYTES = 8 << 30
 MOST_MEMORY = 3 << 29
 # A trace of events shrinks to a tenth; only a file made for it, a gzip bomb, shrinks to less.
 MOST_SHRUNK, ALWAYS_READ = 200, 64 << 20
-MOST_KEYS = 1000
+# A JSON segment's blocks are kept until its address is known.
+MOST_KEYS, MOST_BLOCKS = 1000, 1 << 20
 _GZIP, _PICKLE, _ZIP = b"\x1f\x8b", b"\x80", b"PK"
 
 
@@ -70,16 +71,13 @@ class _Source(io.RawIOBase):
         self._unpacked = 0
         self._most = most_bytes
         self._data: Any = file
-        if self._peek(2) == _GZIP:
+        packed = file.read(2) == _GZIP
+        file.seek(0)
+        if packed:
             self._data = gzip.GzipFile(fileobj=file)
             self._most = min(most_bytes, max(ALWAYS_READ, MOST_SHRUNK * size))
         self.first = self._data.read(64)
         self._data.seek(0)
-
-    def _peek(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self._file.seek(0)
-        return data
 
     def readable(self) -> bool:
         """Return True."""
@@ -96,7 +94,7 @@ class _Source(io.RawIOBase):
         data = self._data.read(size)
         self._unpacked += len(data)
         if self._unpacked > self._most:
-            raise ValueError(f"it unpacks to more than {self._most >> 20} MiB")
+            raise ValueError(f"it has more than {self._most >> 20} MiB, unpacked; {FEWER}")
         if self._progress is not None:
             self._progress(min(self._file.tell(), self._size), self._size)
         return data
@@ -106,7 +104,7 @@ def _read(source: _Source, most_memory: int) -> Snapshot:
     maker = SnapshotMaker()
     first = source.first.lstrip()
     if source.first[:1] == _PICKLE:
-        reader: PickleReader | JsonReader = PickleReader(source, maker, most_memory)
+        reader: PickleReader | JsonReader = PickleReader(source.read, maker, most_memory)
     elif first[:1] in (b"{", b"["):
         text = io.TextIOWrapper(io.BufferedReader(source, 1 << 20), encoding="utf-8")
         reader = JsonReader(text)
@@ -139,14 +137,14 @@ class _Json:
         settings, traces, segments = None, None, None
         for key in _few(reader.members()):
             if key == "device_traces":
-                traces = [
-                    rows_of(list(reader.elements(self._event)), maker)
-                    for _ in reader.elements(lambda: None)
-                ]
+                traces = self._traces()
             elif key == "segments":
                 segments = list(reader.elements(self._segment))
             elif key == "allocator_settings":
                 settings = reader.value()
+            elif reader.next() == "[":
+                for _ in reader.elements(reader.value):
+                    pass
             else:
                 reader.value()
         if reader.next():
@@ -155,27 +153,43 @@ class _Json:
             raise ValueError("segments or device_traces are missing, expected was a dict of both")
         return maker.snapshot(traces, segments, settings)
 
-    def _event(self) -> Any:
-        value = self._value()
-        return self.maker.finished(value) if type(value) is dict else value
+    def _traces(self) -> list[list[RowNumber]]:
+        traces: list[list[RowNumber]] = []
+        for _ in self.reader.elements(lambda: None):
+            events = self.reader.elements(lambda: self.maker.event(self._dict("an event")))
+            traces.append([row for row in events if row >= 0])
+            if len(traces) > MOST_DEVICES:
+                raise ValueError(f"it has events of more than {MOST_DEVICES} devices")
+        return traces
 
     def _segment(self) -> tuple[int, ShownSegment]:
-        reader = self.reader
         parts = {
-            key: list(reader.elements(self._block)) if key == "blocks" else self._value()
-            for key in _few(reader.members())
+            key: self._blocks() if key == "blocks" else self._value()
+            for key in _few(self.reader.members())
         }
         return self.maker.segment(parts)
 
-    def _block(self) -> Any:
+    def _blocks(self) -> list[dict[str, Any]]:
+        blocks: list[dict[str, Any]] = []
+        for block in self.reader.elements(lambda: self._dict("a block")):
+            if "frames" in block:
+                block["frames"] = self.maker.stack(block["frames"])
+            blocks.append(block)
+            if len(blocks) > MOST_BLOCKS:
+                raise ValueError(f"it has a segment of more than {MOST_BLOCKS} blocks")
+        return blocks
+
+    def _dict(self, name: str) -> dict[str, Any]:
         value = self._value()
-        if type(value) is dict and "frames" in value:
-            value["frames"] = self.maker.stack(value["frames"])
+        if type(value) is not dict:
+            raise ValueError(f"{name} is not a dict; {AGAIN}")
         return value
 
     def _value(self) -> Any:
         if self.maker.memory > self.most_memory:
-            raise ValueError(f"its values need more than {self.most_memory >> 20} MiB of memory")
+            raise ValueError(
+                f"its values need more than {self.most_memory >> 20} MiB of memory; {FEWER}"
+            )
         return self.reader.value()
 
 
