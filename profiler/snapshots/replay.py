@@ -106,13 +106,19 @@ class Requests:
         return block
 
     def free(self, event: Event) -> None:
-        """Free the block of an event; between both events of a free it waits for other streams."""
+        """Free the block of an event; between both events of a free it waits for other streams.
+
+        Raise UnsupportedError for a block that is not in use.
+        """
+        ends = event.action == "free_completed" and event.address in self.waiting
+        if not ends and event.address not in self.live:
+            raise UnsupportedError(f"the block at {event.address:#x} is freed twice")
         if event.action == "free_requested":
             block = self.waiting[event.address] = self.live.pop(event.address)
             self.allocator.free(block, pending=True)
-        elif event.action == "free_completed" and event.address in self.waiting:
+        elif ends:
             self.allocator.complete(self.waiting.pop(event.address))
-        elif event.action == "free_completed":
+        else:
             # Its free was requested before the first event.
             self.allocator.free(self.live.pop(event.address))
 
@@ -166,7 +172,10 @@ def replay_in_order(
             )
             if before is None or before in shown or start.used[before].size is not None:
                 raise
-            ends[before] = error.address + error.rest + MIN_BLOCK
+            end = error.address + error.rest + MIN_BLOCK
+            if ends.get(before) == end:
+                raise
+            ends[before] = end
             if ends[before] > before + least[before] + SMALL_REQUEST:
                 raise
 

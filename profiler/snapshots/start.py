@@ -7,6 +7,7 @@ request, except for its tail: up to 1 MiB of the large pool behind a block may b
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from ..allocator.caching import CachingAllocator
@@ -14,6 +15,9 @@ from ..allocator.segments import SMALL_REQUEST, SMALL_SEGMENT, UNLIMITED_RANGE
 from ..allocator.settings import AllocatorSettings
 from ..allocator.state import BlockState, SegmentState
 from .snapshot import Device, Event, Lane
+
+# More than any GPU has, and few enough that a million of them are added without overflow.
+MOST_BYTES = 1 << 42
 
 
 class UnsupportedError(ValueError):
@@ -93,6 +97,9 @@ def start_of(device: Device, settings: AllocatorSettings) -> Memory:
     """
     memory = end_of(device)
     events = device.events
+    for nbytes in (*events.size, *(segment.size for segment in device.segments)):
+        if nbytes > MOST_BYTES:
+            raise UnsupportedError(f"{nbytes} bytes are more than any GPU has; record again")
     for place, event in enumerate(reversed(events)):
         try:
             _undo(memory, event, settings)
@@ -102,15 +109,36 @@ def start_of(device: Device, settings: AllocatorSettings) -> Memory:
                 f" {event.address:#x}, does not belong to the segments at the end; record without a"
                 " pause, and take the snapshot in the same process"
             ) from error
-    for address in memory.used:
-        try:
-            memory.run_at(address)
-        except KeyError:
-            raise UnsupportedError(
-                f"the block at {address:#x} was in use before the first event, but in no segment;"
-                " record without a pause"
-            ) from None
+    _require_sound(memory)
     return memory
+
+
+def _require_sound(memory: Memory) -> None:
+    """Raise UnsupportedError if segments or blocks overlap, or a block is outside of them."""
+    for address, following in pairwise(memory.starts):
+        if address + memory.runs[address].size > following:
+            raise UnsupportedError(f"segments overlap at {following:#x} before the first event")
+    in_use = sorted(memory.used)
+    for address, following in zip(in_use, [*in_use[1:], None], strict=True):
+        end = address + memory.used[address].requested
+        if (following is not None and end > following) or not _holds(memory, address, end):
+            raise UnsupportedError(
+                f"the block at {address:#x} was in use before the first event, but no segment has"
+                " room for it; record without a pause"
+            )
+
+
+def _holds(memory: Memory, address: int, end: int) -> bool:
+    """Return whether memory is mapped between two addresses."""
+    while address < end:
+        place = bisect_right(memory.starts, address) - 1
+        if place < 0:
+            return False
+        reached = memory.starts[place] + memory.runs[memory.starts[place]].size
+        if reached <= address:
+            return False
+        address = reached
+    return True
 
 
 def _undo(memory: Memory, event: Event, settings: AllocatorSettings) -> None:
