@@ -208,13 +208,14 @@ class CachingAllocator:
     def complete(self, block: Block) -> None:
         """Free a pending block for other requests, as its last event on other streams does.
 
-        A block that is not pending stays as it is: a full device waits for all events.
+        A full device waits for all events, so a block may be complete already; then nothing
+        happens.
         """
         if block.pending:
             del self._pending[block]
-            block.pending = False
             self.pending_bytes -= block.size
-            self._release(block)
+            # A second call for the old block must not reach the next owner of its bytes.
+            self._release(block.renew())
 
     def release_pool(self, pool: tuple[int, int]) -> None:
         """Let the idle segments of a private pool be released, as when its graphs are gone."""
@@ -346,7 +347,8 @@ class CachingAllocator:
             and self._segments.release_oversize(pool, size, oversize)
         ):
             block = self._ask_device(pool, size)
-        if block is None:
+        # While a CUDA graph is captured, torch can neither wait for events nor release memory.
+        if block is None and not pool.lane.is_captured:
             self.empty_cache()
             self.retries += 1
             block = self._ask_device(pool, size)
