@@ -9,11 +9,18 @@ from .device import DeviceMemory
 class Lane(NamedTuple):
     """A stream and a pool: a block never serves a request of another stream or pool.
 
-    The pool (0, 0) is the usual one; CUDA graphs and torch.cuda.MemPool have private ones.
+    The pool (0, 0) is the usual one; CUDA graphs and torch.cuda.MemPool have private ones. Torch
+    numbers the pools that it makes for a graph (1, 0), (2, 0), and so on, and those that a program
+    makes (0, 1), (0, 2).
     """
 
     stream: int = 0
     pool: tuple[int, int] = (0, 0)
+
+    @property
+    def is_captured(self) -> bool:
+        """True if every request of the pool is part of the capture of a CUDA graph."""
+        return self.pool[0] > 0
 
 
 DEFAULT_LANE = Lane()
@@ -70,6 +77,19 @@ class Block:
         self.next = rest
         self.size = size
         return rest
+
+    def renew(self) -> "Block":
+        """Put a new block into this one's place and return it; the old one is in no segment."""
+        new = Block(self.pool, self.segment, self.offset, self.size)
+        new.requested, new.allocated = self.requested, self.allocated
+        new.previous, new.next = self.previous, self.next
+        if new.previous is not None:
+            new.previous.next = new
+        if new.next is not None:
+            new.next.previous = new
+        self.allocated = self.pending = False
+        self.previous = self.next = None
+        return new
 
     def join_next(self) -> None:
         """Merge the block after this one into it."""

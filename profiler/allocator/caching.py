@@ -77,7 +77,7 @@ class CachingAllocator:
         self.total_allocated_bytes = 0
         self.peak_allocated_bytes = 0
         self.pending_bytes = 0
-        self.peak_active_bytes = 0
+        self._peak_active_with_pending = 0
         self.peak_requested_bytes = 0
         self.peak_inactive_split_bytes = 0
 
@@ -100,6 +100,12 @@ class CachingAllocator:
     def active_bytes(self) -> int:
         """Bytes of blocks in use, and of blocks that are freed and pending."""
         return self.allocated_bytes + self.pending_bytes
+
+    @property
+    def peak_active_bytes(self) -> int:
+        """The largest number of active bytes so far."""
+        # Without pending blocks the active bytes are the allocated ones.
+        return max(self._peak_active_with_pending, self.peak_allocated_bytes)
 
     @property
     def inactive_split_bytes(self) -> int:
@@ -144,7 +150,7 @@ class CachingAllocator:
         self.total_allocated_bytes += allocated
         self.requested_bytes += sum(block.requested for block in used)
         self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
-        self.peak_active_bytes = max(self.peak_active_bytes, self.active_bytes)
+        self._peak_active_with_pending = max(self._peak_active_with_pending, self.active_bytes)
         self.peak_requested_bytes = max(self.peak_requested_bytes, self.requested_bytes)
         self._note_inactive()
         return used
@@ -179,8 +185,8 @@ class CachingAllocator:
         self.total_allocated_bytes += block.size
         if self.allocated_bytes > self.peak_allocated_bytes:
             self.peak_allocated_bytes = self.allocated_bytes
-        if self.allocated_bytes + self.pending_bytes > self.peak_active_bytes:
-            self.peak_active_bytes = self.allocated_bytes + self.pending_bytes
+        if self.pending_bytes and self.active_bytes > self._peak_active_with_pending:
+            self._peak_active_with_pending = self.active_bytes
         if self.requested_bytes > self.peak_requested_bytes:
             self.peak_requested_bytes = self.requested_bytes
         if split:
@@ -202,19 +208,33 @@ class CachingAllocator:
             block.pending = True
             self._pending[block] = None
             self.pending_bytes += block.size
-        else:
-            self._release(block)
+            return
+        self.requested_bytes -= block.requested
+        block.allocated = False
+        pool, low, high = block.pool, block.previous, block.next
+        if high is not None and not high.allocated and high.mapped:
+            pool.remove(high)
+            block.join_next()
+        if low is not None and not low.allocated and low.mapped:
+            pool.remove(low)
+            low.join_next()
+            block = low
+        pool.add(block)
+        if block.previous is not None or block.next is not None:
+            self._note_inactive()
 
     def complete(self, block: Block) -> None:
         """Free a pending block for other requests, as its last event on other streams does.
 
-        A block that is not pending stays as it is: a full device waits for all events.
+        A full device waits for all events, so a block may be complete already; then nothing
+        happens.
         """
         if block.pending:
             del self._pending[block]
-            block.pending = False
             self.pending_bytes -= block.size
-            self._release(block)
+            self.allocated_bytes += block.size
+            # A second call for the old block must not reach the next owner of its bytes.
+            self.free(block.renew())
 
     def release_pool(self, pool: tuple[int, int]) -> None:
         """Let the idle segments of a private pool be released, as when its graphs are gone."""
@@ -231,21 +251,6 @@ class CachingAllocator:
             if lane.pool in self._released_pools:
                 self._segments.release_idle(large)
                 self._segments.release_idle(small)
-
-    def _release(self, block: Block) -> None:
-        self.requested_bytes -= block.requested
-        block.allocated = False
-        pool, low, high = block.pool, block.previous, block.next
-        if high is not None and not high.allocated and high.mapped:
-            pool.remove(high)
-            block.join_next()
-        if low is not None and not low.allocated and low.mapped:
-            pool.remove(low)
-            low.join_next()
-            block = low
-        pool.add(block)
-        if block.previous is not None or block.next is not None:
-            self._note_inactive()
 
     def _pools_of(self, lane: Lane) -> tuple[Pool, Pool]:
         """Return the small and the large pool of a lane, which are made at its first request.
@@ -346,7 +351,8 @@ class CachingAllocator:
             and self._segments.release_oversize(pool, size, oversize)
         ):
             block = self._ask_device(pool, size)
-        if block is None:
+        # While a CUDA graph is captured, torch can neither wait for events nor release memory.
+        if block is None and not pool.lane.is_captured:
             self.empty_cache()
             self.retries += 1
             block = self._ask_device(pool, size)

@@ -108,19 +108,22 @@ class WholeSegments:
                 self.release(block)
 
     def release_oversize(self, pool: Pool, size: int, oversize: int) -> bool:
-        """Release oversize segments, which are never split, until they cover `size`.
+        """Release idle oversize segments until they cover `size`; return False if they do not.
 
-        That is the smallest one that covers it, or else the largest ones. Return whether they do.
+        That is the smallest one that covers it, or else the largest ones. Only segments that were
+        adopted may hold an oversize free block with others; they stay.
         """
         needed = max(size, oversize)
-        place = pool.place(needed)
-        if place < len(pool.blocks):
-            self.release(pool.blocks[place][3])
-            return True
+        oversized = [
+            block for *_, block in pool.blocks[pool.place(oversize) :] if not block.is_split
+        ]
+        for block in oversized:
+            if block.size >= needed:
+                self.release(block)
+                return True
         released = 0
-        while released < needed and place and pool.blocks[place - 1][0] >= oversize:
-            place -= 1
-            block = pool.blocks[place][3]
+        while oversized and released < needed:
+            block = oversized.pop()
             released += block.size
             self.release(block)
         return released >= needed

@@ -1,5 +1,9 @@
 """The allocator's model, compared with PyTorch's rules by hand and with measurements of others."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -451,3 +455,82 @@ def test_a_private_pool_keeps_its_segments_until_it_is_released():
     allocator.release_pool(lane.pool)
     assert allocator.malloc(24 * MIB).size == 24 * MIB
     assert allocator.reserved_bytes == 24 * MIB
+
+
+def test_a_block_that_a_full_device_waited_for_can_be_completed_again_without_effect():
+    """The recorded end of a free may come after its bytes serve another request."""
+    allocator = CachingAllocator(total=20 * MIB)
+    late, _ = fill(allocator, 4 * MIB, 16 * MIB)
+    allocator.free(late, pending=True)
+    with pytest.raises(OutOfMemoryError):
+        allocator.malloc(12 * MIB)
+    next_owner = allocator.malloc(4 * MIB)
+    assert next_owner.offset == late.offset
+    allocator.free(next_owner, pending=True)
+    allocator.complete(late)
+    assert (allocator.active_bytes, allocator.allocated_bytes) == (20 * MIB, 16 * MIB)
+    with pytest.raises(ValueError, match="not allocated"):
+        allocator.free(late)
+    allocator.complete(next_owner)
+    assert allocator.active_bytes == 16 * MIB
+
+
+def test_a_request_of_a_captured_graph_neither_waits_for_blocks_nor_releases_segments():
+    """Torch 2.13 does neither during a capture, but does both for a torch.cuda.MemPool."""
+    allocator = CachingAllocator(total=40 * MIB)
+    idle, late = fill(allocator, 20 * MIB, 20 * MIB)
+    allocator.free(idle)
+    allocator.free(late, pending=True)
+    with pytest.raises(OutOfMemoryError):
+        allocator.malloc(4 * MIB, Lane(pool=(1, 0)))
+    assert (allocator.reserved_bytes, allocator.active_bytes) == (40 * MIB, 20 * MIB)
+    assert allocator.retries == 0
+    allocator.malloc(4 * MIB, Lane(pool=(0, 1)))
+    assert (allocator.reserved_bytes, allocator.active_bytes) == (20 * MIB, 4 * MIB)
+
+
+def test_an_oversize_block_in_an_adopted_segment_with_others_is_not_released():
+    """The state may come from other settings: no limit split the 100 MiB."""
+    state = SegmentState(
+        pool="large",
+        blocks=(BlockState(size=40 * MIB, requested=40 * MIB), BlockState(size=60 * MIB)),
+    )
+    allocator = allocator_with("max_split_size_mb:32", total=128 * MIB)
+    (block,) = allocator.adopt([state])
+    with pytest.raises(OutOfMemoryError):
+        allocator.malloc(30 * MIB)  # below 32, so not from the 60; 28 are free on the device
+    assert allocator.reserved_bytes == 100 * MIB
+    allocator.free(block)
+    assert allocator.malloc(30 * MIB).size == 30 * MIB
+    assert allocator.reserved_bytes == 30 * MIB
+
+
+def test_adopted_blocks_keep_their_lane_and_wait_for_their_streams():
+    lane = Lane(stream=7)
+    state = SegmentState(
+        pool="large",
+        lane=lane,
+        blocks=(
+            BlockState(size=8 * MIB, requested=8 * MIB, pending=True),
+            BlockState(size=12 * MIB),
+        ),
+    )
+    allocator = CachingAllocator()
+    (late,) = allocator.adopt([state])
+    assert (allocator.allocated_bytes, allocator.active_bytes) == (0, 8 * MIB)
+    assert allocator.malloc(8 * MIB, lane).offset == 8 * MIB
+    allocator.complete(late)
+    assert allocator.malloc(8 * MIB, lane).offset == 0
+    allocator.malloc(4 * MIB)  # the default stream gets none of the segment's last 4
+    assert allocator.reserved_bytes == 40 * MIB
+
+
+def test_the_examples_of_the_documentation_run_without_torch():
+    page = Path(__file__).parents[2] / "docs" / "allocator.md"
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert examples
+    code = "\n".join([*examples, "import sys", "assert 'torch' not in sys.modules"])
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

@@ -21,8 +21,16 @@ from optprof.profiler.allocator.segments import LowestAddresses
 from optprof.profiler.allocator.settings import UNLIMITED, AllocatorSettings
 
 KIB, MIB = 1 << 10, 1 << 20
-PRIVATE = (0, 1)
-LANES = (Lane(), Lane(), Lane(stream=7), Lane(pool=PRIVATE), Lane(stream=7, pool=PRIVATE))
+PRIVATE, GRAPH = (0, 1), (1, 0)
+LANES = (
+    Lane(),
+    Lane(),
+    Lane(stream=7),
+    Lane(stream=9),
+    Lane(pool=PRIVATE),
+    Lane(stream=7, pool=PRIVATE),
+    Lane(pool=GRAPH),
+)
 
 
 @dataclass
@@ -60,7 +68,7 @@ class PlainAllocator:
         )
         self.ranges: list[Range] = []
         self.searches = dict.fromkeys(
-            [(small, pool) for small in (True, False) for pool in ((0, 0), PRIVATE)], 0
+            [(small, pool) for small in (True, False) for pool in ((0, 0), PRIVATE, GRAPH)], 0
         )
         self.released = {(0, 0)}
         self.live: dict[int, tuple[Range, Run]] = {}
@@ -173,7 +181,7 @@ class PlainAllocator:
     def merge(self, rng: Range) -> None:
         merged: list[Run] = []
         for run in rng.runs:
-            if merged and run.state != "used" and merged[-1].state == run.state:
+            if merged and run.state in ("free", "bare") and merged[-1].state == run.state:
                 merged[-1].size += run.size
                 merged[-1].since = self.searches[rng.small, rng.lane.pool]
             else:
@@ -215,7 +223,7 @@ class PlainAllocator:
         place = self.ask(small, lane, size)
         if place is None and self.release_oversize(small, lane, size):
             place = self.ask(small, lane, size)
-        if place is None:
+        if place is None and lane.pool != GRAPH:
             self.empty_cache()
             self.retries += 1
             place = self.ask(small, lane, size)
@@ -465,14 +473,19 @@ def run_both(device: Device, stream: list[Wish]) -> int:
     plain = PlainAllocator(device.settings, device.total, device.occupied, device.by_address)
     live: list[tuple[Block, int]] = []
     waiting: list[tuple[Block, tuple[Range, Run]]] = []
+    done: list[Block] = []
     peaks = [0, 0, 0, 0]
     failures = 0
     for nbytes, choice, lane, how in stream:
-        # A full device waits for all.
+        # A full device waits for all; a block that is complete may be completed again.
+        done += [block for block, _ in waiting if not block.pending]
         waiting = [each for each in waiting if each[0].pending]
+        for block in done:
+            fast.complete(block)
         if how == 2 and waiting:
             block, place = waiting.pop(choice % len(waiting))
             fast.complete(block)
+            done.append(block)
             plain.complete(*place)
         elif how == 3:
             fast.release_pool(PRIVATE)
