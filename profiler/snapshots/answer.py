@@ -9,6 +9,7 @@ from ..records.snapshots import DeviceContents, SnapshotContents, Trial
 from .contents import Replayable, contents_of
 from .reading import read_snapshot
 from .snapshot import Device, Snapshot
+from .start import UnsupportedError
 from .trying import confs_to_try, tried
 
 ALL = "all"
@@ -62,6 +63,6 @@ def _answered(
         for trial in tried(device, snapshot.conf, texts, replayable, total):
             trials.append(trial)
             progress(f"GPU {device.index}: trying settings", len(trials), len(texts))
-    except ValueError as error:
+    except UnsupportedError as error:
         return replace(contents, problem=contents.problem or str(error))
     return replace(contents, trials=trials)

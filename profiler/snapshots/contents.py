@@ -22,7 +22,7 @@ from ..records.snapshots import (
 from .places import name_of, texts_of
 from .replay import BY_AGE, TAKING, DifferenceError, Exact, replay_exactly
 from .snapshot import ACTIONS, Device, Event, Lane, Snapshot
-from .start import Memory, Run, UsedBlock, end_of, start_of
+from .start import Memory, Run, UnsupportedError, UsedBlock, end_of, start_of
 
 # More rows and points cannot be read.
 MOST_GROUPS, MOST_SEGMENTS, MOST_POINTS, MOST_PIECES, MOST_HOLDERS = 10, 40, 600, 150, 5
@@ -47,8 +47,7 @@ class Replayable:
         try:
             start = start_of(device, settings)
             exact = replay_exactly(device, settings, start) if len(device.events) else None
-        except (DifferenceError, ValueError) as error:
-            # A state that no allocator has raises ValueError too.
+        except (DifferenceError, UnsupportedError) as error:
             return cls(start=start, exact=None, problem=str(error))
         return cls(start=start, exact=exact, problem=None)
 
@@ -241,7 +240,7 @@ def segment_uses(
         reached = address
         for place in places:
             block = memory.used[place]
-            size = min(block.size or rounded(block.requested), end - place)
+            size = min(block.size or rounded(max(block.requested, 1)), end - place)
             if place > reached:
                 pieces.append(Piece(nbytes=place - reached, blocks=0))
             name = names[block.stack]

@@ -69,21 +69,23 @@ class Events:
         return len(self.action)
 
     def __getitem__(self, place: int) -> Event:
-        return Event(
-            ACTIONS[self.action[place]],
-            self.address[place],
-            self.size[place],
-            self.lanes[self.lane[place]],
-            self.time[place],
-            self.stack[place],
-            self.free.get(place, 0),
-        )
+        return self._event(place, *(column[place] for column in self._columns()))
 
     def __iter__(self) -> Iterator[Event]:
-        return map(self.__getitem__, range(len(self)))
+        return map(self._event, range(len(self)), *self._columns())
 
     def __reversed__(self) -> Iterator[Event]:
-        return map(self.__getitem__, range(len(self) - 1, -1, -1))
+        columns = map(reversed, self._columns())
+        return map(self._event, range(len(self) - 1, -1, -1), *columns)
+
+    def _columns(self) -> tuple[array, ...]:
+        return self.action, self.address, self.size, self.lane, self.time, self.stack
+
+    def _event(
+        self, place: int, action: int, address: int, size: int, lane: int, time: int, stack: int
+    ) -> Event:
+        free = self.free.get(place, 0)
+        return Event(ACTIONS[action], address, size, self.lanes[lane], time, stack, free)
 
     def append(self, event: Event) -> None:
         """Add an event; ValueError for an unknown action."""

@@ -98,8 +98,8 @@ def start_of(device: Device, settings: AllocatorSettings) -> Memory:
     memory = end_of(device)
     events = device.events
     for nbytes in (*events.size, *(segment.size for segment in device.segments)):
-        if nbytes > MOST_BYTES:
-            raise UnsupportedError(f"{nbytes} bytes are more than any GPU has; record again")
+        if not 0 < nbytes <= MOST_BYTES:
+            raise UnsupportedError(f"{nbytes} bytes cannot be requested of a GPU; record again")
     for place, event in enumerate(reversed(events)):
         try:
             _undo(memory, event, settings)
@@ -119,9 +119,10 @@ def _require_sound(memory: Memory) -> None:
         if address + memory.runs[address].size > following:
             raise UnsupportedError(f"segments overlap at {following:#x} before the first event")
     in_use = sorted(memory.used)
-    for address, following in zip(in_use, [*in_use[1:], None], strict=True):
-        end = address + memory.used[address].requested
-        if (following is not None and end > following) or not _holds(memory, address, end):
+    for place, address in enumerate(in_use):
+        end = address + max(memory.used[address].requested, 1)
+        overlaps = place + 1 < len(in_use) and end > in_use[place + 1]
+        if overlaps or not _holds(memory, address, end):
             raise UnsupportedError(
                 f"the block at {address:#x} was in use before the first event, but no segment has"
                 " room for it; record without a pause"
@@ -228,8 +229,15 @@ def laid_out(
     device: Device, start: Memory, settings: AllocatorSettings, sizes: Mapping[int, int]
 ) -> list[Laid]:
     """Return the segments at the start with their blocks, in the order of addresses."""
-    if settings.expandable_segments:
-        return _ranges(device, start, sizes)
+    try:
+        if settings.expandable_segments:
+            return _ranges(device, start, sizes)
+        return _segments(start, sizes)
+    except ValueError as error:
+        raise UnsupportedError(f"before the first event {error}; record again") from error
+
+
+def _segments(start: Memory, sizes: Mapping[int, int]) -> list[Laid]:
     segments = []
     in_use = sorted(sizes)
     for address in start.starts:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import re
 import time
 from dataclasses import replace
@@ -20,13 +21,17 @@ from optprof.profiler.records.record import Environment, Level, Watched
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.records.timeline import BlockSource, PeakGroup
 from optprof.profiler.safety.plain import spreadsheet_text
-from optprof.reports import read_traces, write_report, write_trace
+from optprof.profiler.simulating.simulation import run_simulation
+from optprof.profiler.simulating.snapshot import snapshot
+from optprof.profiler.snapshots.answer import answer
+from optprof.reports import read_traces, write_report, write_snapshot_page, write_trace
 from optprof.reports.comparison.compare import compare
 from optprof.reports.comparison.comparing import Comparing
 from optprof.reports.comparison.history import read_history
 from optprof.reports.comparison.history_document import write_page
 from optprof.reports.run import Run
 from optprof.reports.units import NOTHING
+from optprof.scenarios import Scenario
 
 HOSTILE = Path(__file__).parents[1] / "data" / "hostile.json"
 CHROMIUM = Path("/usr/bin/chromium")
@@ -719,4 +724,39 @@ def test_the_page_of_traces_is_offline_filtered_and_accessible(open_page, tmp_pa
     assert faults(page) == []
     page.set_viewport_size(PHONE)
     until(page, f"document.documentElement.scrollWidth === {PHONE['width']}")
+    assert faults(page) == []
+
+
+@pytest.fixture(scope="module")
+def snapshot_page(tmp_path_factory):
+    """The page of a simulated step of GPT-2 without its beginning, under all settings."""
+    folder = tmp_path_factory.mktemp("snapshot")
+    simulation = run_simulation(Scenario(model="gpt2", optimizer="adamw", gpu="t4"))
+    data = snapshot(simulation.record.scenario, simulation.segments, simulation.allocations)
+    data["device_traces"][0] = data["device_traces"][0][1200:]
+    (folder / "mem.pickle").write_bytes(pickle.dumps(data))
+    contents = answer(folder / "mem.pickle", ["all"])
+    return write_snapshot_page(contents, folder / "page", ["optprof"])
+
+
+def test_the_page_of_a_snapshot_shows_settings_curve_and_segments(open_page, snapshot_page):
+    begin = time.monotonic()
+    page = open_page(snapshot_page)
+    assert time.monotonic() - begin < 10
+    assert page.messages == []
+    assert page.locator(".verdict").inner_text().startswith("export PYTORCH_CUDA_ALLOC_CONF=")
+    rows = page.locator("section", has=page.locator("#settings")).locator("tbody tr")
+    assert "expandable_segments:True" in rows.first.inner_text()
+    assert page.locator("#memory-0 .graph .main-svg, .graph .main-svg").count() >= 1
+    assert page.locator("ul.rows .part").count() > 10
+    sizes = column(page, 0, 5)
+    page.locator("table.sortable thead button").nth(4).click()
+    assert sorted(column(page, 0, 5)) == sorted(sizes)
+    assert column(page, 0, 5) != sizes
+    assert faults(page) == []
+
+
+def test_the_page_of_a_snapshot_fits_a_phone_and_dark_paper(open_page, snapshot_page):
+    page = open_page(snapshot_page, viewport=PHONE, color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert faults(page) == []
