@@ -1,4 +1,4 @@
-"""Simulate, time and check every optimizer; write docs/results/optimizers.md, .html and .csv.
+"""Simulate, time and check every optimizer; write the table in docs/results and its page and CSV.
 
     python tests/bench/optimizer_table.py [--only adamw,lion] [--raw runs/results] [--out FOLDER]
 
@@ -137,7 +137,7 @@ def main() -> None:
     # Last and alone, because nothing else may use the processor.
     measured = recorded(planned(asked, refused), arguments.raw / "cpu", MEASURING_SECONDS)
     write(rows_of(specs, records + measured, words, refused), arguments.out)
-    print(f"written: {arguments.out}/optimizers.md, .html, .csv")
+    print(f"written: {arguments.out}/optimizers.md, optimizers-sortable.html, optimizers.csv")
     print(f"{time.monotonic() - start:.0f} s for {len(specs)} optimizers", flush=True)
 
 

@@ -59,7 +59,7 @@ def test_a_failed_optimizer_is_a_row_that_says_how(tmp_path: Path, monkeypatch: 
     assert row["remark"] == "betas must be given"
     assert row["FSDP2"] == "no: RuntimeError: no shard"
     assert row[f"{MODEL} state bytes"] == ""
-    for name in ("optimizers.md", "optimizers.html"):
+    for name in ("optimizers.md", "optimizers-sortable.html"):
         text = (tmp_path / name).read_text().replace("\\", "")
         assert "betas must be given" in text
         assert "RuntimeError: no shard" in text

@@ -14,11 +14,14 @@ from optprof.reports.units import NOTHING, per_parameter_text, seconds_text
 from .checks import CHECKS
 from .rows import CPU_MODEL, FIRST_GPU, MODELS, SECOND_GPU, Row
 
+# Letters of a failure that a cell has room for.
+MOST_LETTERS = 40
 TITLE = "Optimizers: memory, time and compatibility"
 SAYS = (
     "State, peak and phase are simulated for CUDA, fp32, batch 1, and 1,024 tokens for language"
     f" models. The step on {FIRST_GPU} and {SECOND_GPU} is estimated. The step of {CPU_MODEL} is"
-    " measured on a CPU, with the optimizer's default implementation there."
+    " measured on two CPU cores, with the optimizer's default implementation there. The cores were"
+    " shared with other work: factors below 1.5 say little."
 )
 CHECKED = (
     "FSDP2 trains a small model on two CPU ranks, torch.compile compiles the step with aot_eager;"
@@ -29,7 +32,7 @@ CHECKED = (
 
 
 def write(rows: Sequence[Row], folder: Path) -> None:
-    """Write optimizers.md, optimizers.html and optimizers.csv; `make results` calls it."""
+    """Write optimizers.md, optimizers-sortable.html and optimizers.csv; `make results` calls it."""
     folder.mkdir(parents=True, exist_ok=True)
     data = [data_of(row) for row in rows]
     page = Document(
@@ -38,9 +41,9 @@ def write(rows: Sequence[Row], folder: Path) -> None:
         sections=(Section("Optimizers", _blocks(rows), name="optimizers"),),
         rows=data,
     )
-    (folder / "optimizers.html").write_text(html.render(page))
+    (folder / "optimizers-sortable.html").write_text(html.render(page))
     sections = tuple(Section(f"On {model}", [table_of(rows, model)]) for model in MODELS)
-    head = f"# {TITLE}\n\n{SAYS}\n\n{CHECKED} [Page to sort and filter](optimizers.html)"
+    head = f"# {TITLE}\n\n{SAYS}\n\n{CHECKED} [Page to sort and filter](optimizers-sortable.html)"
     files = f", [CSV](optimizers.csv). `make results` takes all of it again ({len(rows)} rows).\n\n"
     text = markdown.render(Document(sections=sections))
     (folder / "optimizers.md").write_text(head + files + text)
@@ -83,13 +86,19 @@ def _cells(row: Row, model: str) -> tuple[Cell, ...]:
     )
     if model != MODELS[0]:
         return cells
-    words = tuple(Cell(text=row.words.get(check, NOTHING)) for check in CHECKS)
+    words = tuple(_words(row.words.get(check, NOTHING)) for check in CHECKS)
     return (
         *cells,
         number_cell(row.cpu_seconds, seconds_text),
         *words,
-        Cell(text=row.remark or NOTHING),
+        _words(row.remark or NOTHING),
     )
+
+
+def _words(text: str) -> Cell:
+    """Return a failure by its kind; the whole line is behind it (hover), and in the CSV."""
+    short = text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS].rsplit(' ', 1)[0]} …"
+    return Cell(text=short, exact=text if short != text else "")
 
 
 def _estimate(seconds: float | None) -> Cell:
