@@ -268,13 +268,16 @@ def trial_table(device: DeviceContents, conf: str) -> Table:
 
 def _trial_row(trial: Trial, device: DeviceContents, conf: str) -> tuple[Cell, ...]:
     name = trial.conf or "none"
+    if trial.conf == conf:
+        is_recorded = trial.torch == device.order
+        name += " (recorded)" if is_recorded else f" (torch {trial.torch})"
     least, most = (
         device.peak_reserved - trial.reserved_upper,
         device.peak_reserved - trial.reserved,
     )
     runs_out = trial.failed or trial.failed_upper
     return (
-        Cell(text=f"{name} (recorded)" if trial.conf == conf else name),
+        Cell(text=name),
         bytes_cell(trial.reserved, trial.reserved_upper),
         Cell(text=NOTHING, number=True) if runs_out else bytes_cell(least, most),
         bytes_cell(trial.allocated),

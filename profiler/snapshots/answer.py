@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from optprof.scenarios.schema import shown
+
 from ..allocator.settings import AllocatorSettings
 from ..records.snapshots import DeviceContents, SnapshotContents, Trial
 from .contents import Replayable, contents_of
@@ -47,12 +49,18 @@ def _answered(
     progress: Callable[[str, int, int], None],
 ) -> DeviceContents:
     progress(f"looking into GPU {device.index}", 0, 1)
-    settings = AllocatorSettings.parse(snapshot.conf)
+    try:
+        settings = AllocatorSettings.parse(snapshot.conf)
+    except ValueError as error:
+        # Of another backend, or of a version of torch that this one does not know.
+        contents = contents_of(snapshot, device, AllocatorSettings(), Replayable.of(device, None))
+        return replace(contents, problem=f"recorded under {shown(snapshot.conf)}: {error}")
     replayable = Replayable.of(device, settings)
     contents = contents_of(snapshot, device, settings, replayable)
     if confs is None or not len(device.events):
         return contents
-    if total is None and contents.out_of_memory:
+    same_device = total is None
+    if same_device and contents.out_of_memory:
         total = max(each.capacity for each in contents.out_of_memory)
     texts: list[str] = [snapshot.conf]
     for conf in confs:
@@ -60,7 +68,9 @@ def _answered(
     texts = list(dict.fromkeys(texts))
     trials: list[Trial] = []
     try:
-        for trial in tried(device, snapshot.conf, texts, replayable, total):
+        for trial in tried(
+            device, snapshot.conf, texts, replayable, total, same_device=same_device
+        ):
             trials.append(trial)
             progress(f"GPU {device.index}: trying settings", len(trials), len(texts))
     except UnsupportedError as error:

@@ -41,12 +41,17 @@ class Replayable:
     problem: str | None
 
     @classmethod
-    def of(cls, device: Device, settings: AllocatorSettings) -> "Replayable":
-        """Undo the events, and replay them exactly if our allocator can."""
+    def of(cls, device: Device, settings: AllocatorSettings | None) -> "Replayable":
+        """Undo the events, and replay them exactly if our allocator can.
+
+        Without `settings`, which are unknown then, nothing is replayed.
+        """
         start: Memory | None = None
+        exact: Exact | None = None
         try:
-            start = start_of(device, settings)
-            exact = replay_exactly(device, settings, start) if len(device.events) else None
+            start = start_of(device, settings or AllocatorSettings())
+            if settings is not None and len(device.events):
+                exact = replay_exactly(device, settings, start)
         except (DifferenceError, UnsupportedError) as error:
             return cls(start=start, exact=None, problem=str(error))
         return cls(start=start, exact=exact, problem=None)

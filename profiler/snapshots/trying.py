@@ -13,7 +13,7 @@ from ..allocator.settings import AllocatorSettings
 from ..allocator.state import BlockState, SegmentState
 from ..records.snapshots import Trial
 from .contents import Replayable, failures
-from .replay import BY_AGE, SEGMENT_ACTIONS, TAKING, Exact, Requests
+from .replay import BY_ADDRESS, BY_AGE, SEGMENT_ACTIONS, TAKING, Exact, Requests
 from .snapshot import Device, Event
 from .start import Laid, Memory, UnsupportedError, block_sizes, ends_shown, laid_out
 
@@ -134,8 +134,14 @@ def tried(
     confs: Sequence[str],
     replayable: Replayable,
     total: int | None,
+    *,
+    same_device: bool,
 ) -> Iterator[Trial]:
     """Yield a trial for each of the settings `confs`; `conf` are the recorded ones.
+
+    `same_device` tells that `total` are the bytes of the recorded GPU, or unknown.
+
+    They are also tried in the order of equal free blocks that other versions of torch have.
 
     Raise UnsupportedError if the events cannot be undone, or if the memory before them does not fit
     into `total` bytes.
@@ -148,29 +154,23 @@ def tried(
     laid = laid_out(device, start, recorded, sizes)
     order = exact.order if exact else BY_AGE
     for text in confs:
-        if text == conf and exact is not None:
-            yield _as_recorded(device, conf, exact, total)
-            continue
-        settings = AllocatorSettings.parse(text)
-        ends: list[Attempt] = []
-        for afresh in (False, True) if start.runs else (False,):
-            kept = () if afresh else converted(laid, recorded, settings)
-            with suppress(ValueError):
-                ends.append(attempt(start, settings, kept, total=total, order=order))
-        if not ends:
-            raise UnsupportedError(
-                f"the memory before the first event does not fit on a device of {total} bytes"
-            )
-        for each in ends:
-            deque(each.run(device), maxlen=0)
-        yield _trial(text, order, ends)
+        if text == conf and exact is not None and (same_device or _fits(device, exact, total)):
+            yield _as_recorded(device, conf, exact)
+        else:
+            yield _trial(device, text, order, start, laid, recorded, total)
+        if text == conf:
+            other = BY_ADDRESS if order == BY_AGE else BY_AGE
+            yield _trial(device, text, other, start, laid, recorded, total)
 
 
-def _as_recorded(device: Device, conf: str, exact: Exact, total: int | None) -> Trial:
+def _fits(device: Device, exact: Exact, total: int | None) -> bool:
+    """Return whether a device of so many bytes would have served each request at once."""
+    return total is not None and exact.peak_reserved <= total and not failures(device)
+
+
+def _as_recorded(device: Device, conf: str, exact: Exact) -> Trial:
     """Return the trial of the recorded settings; an exact replay needs no other."""
     failed = next((place + 1 for place in failures(device)), None)
-    if failed is None and total is not None and exact.peak_reserved > total:
-        failed = len(device.events)
     return Trial(
         conf=conf,
         torch=exact.order,
@@ -183,7 +183,28 @@ def _as_recorded(device: Device, conf: str, exact: Exact, total: int | None) -> 
     )
 
 
-def _trial(conf: str, order: str, ends: Sequence[Attempt]) -> Trial:
+def _trial(
+    device: Device,
+    conf: str,
+    order: str,
+    start: Memory,
+    laid: Sequence[Laid],
+    recorded: AllocatorSettings,
+    total: int | None,
+) -> Trial:
+    """Replay with the memory at the start kept, and with its blocks requested afresh."""
+    settings = AllocatorSettings.parse(conf)
+    ends: list[Attempt] = []
+    for afresh in (False, True) if start.runs else (False,):
+        kept = () if afresh else converted(laid, recorded, settings)
+        with suppress(ValueError):
+            ends.append(attempt(start, settings, kept, total=total, order=order))
+    if not ends:
+        raise UnsupportedError(
+            f"the memory before the first event does not fit on a device of {total} bytes"
+        )
+    for each in ends:
+        deque(each.run(device), maxlen=0)
     allocators = [each.requests.allocator for each in ends]
     peaks = sorted(each.peak_reserved_bytes for each in allocators)
     return Trial(

@@ -17,7 +17,7 @@ from optprof.profiler.allocator.blocks import Block, Lane
 from optprof.profiler.allocator.segments import Ages
 from optprof.profiler.allocator.settings import AllocatorSettings
 from optprof.profiler.allocator.state import BlockState
-from optprof.profiler.records.snapshots import DeviceContents
+from optprof.profiler.records.snapshots import DeviceContents, Trial
 from optprof.profiler.simulating.replay import play
 from optprof.profiler.simulating.simulation import simulated_allocator
 from optprof.profiler.simulating.snapshot import snapshot
@@ -86,6 +86,12 @@ def answered(data: Mapping[str, Any], folder: Path, *confs: str) -> DeviceConten
     return answer(path, confs).devices[0]
 
 
+def trial_of(found: DeviceContents, conf: str) -> Trial:
+    """Return the trial of a setting in the order of equal blocks that was recorded."""
+    (trial,) = [each for each in found.trials if (each.conf, each.torch) == (conf, found.order)]
+    return trial
+
+
 def cut(data: Mapping[str, Any], first: int) -> dict[str, Any]:
     """Return the snapshot as if recording began at an event."""
     return {**data, "device_traces": [[], data["device_traces"][0][first:]]} | {
@@ -137,8 +143,7 @@ def test_a_replay_under_other_settings_is_the_simulation_under_them(
     ]
     assert ours == expected
     assert len(ours) == 600
-    trials = {trial.conf: trial for trial in answered(recorded(5, conf), tmp_path, other).trials}
-    found = trials[other]
+    found = trial_of(answered(recorded(5, conf), tmp_path, other), other)
     assert (found.reserved, found.reserved_upper) == (simulated.peak_reserved_bytes,) * 2
     assert found.allocated == simulated.peak_allocated_bytes
 
@@ -148,7 +153,7 @@ def test_a_snapshot_without_its_beginning_gives_bounds(conf: str, tmp_path: Path
     """The settings that it was recorded under are known exactly, and have no range."""
     data = recorded(6)
     whole = answered(data, tmp_path, conf)
-    (truth,) = [trial for trial in whole.trials if trial.conf == conf]
+    truth = trial_of(whole, conf)
     first = next(
         place
         for place, each in enumerate(data["device_traces"][0])
@@ -156,7 +161,7 @@ def test_a_snapshot_without_its_beginning_gives_bounds(conf: str, tmp_path: Path
         if each["action"] == "free_requested"
     )
     found = answered(cut(data, first), tmp_path, conf)
-    (trial,) = [trial for trial in found.trials if trial.conf == conf]
+    trial = trial_of(found, conf)
     assert trial.reserved <= trial.reserved_upper
     if conf == "":
         assert trial.reserved == trial.reserved_upper == truth.reserved
@@ -384,10 +389,10 @@ def test_an_out_of_memory_says_what_stood_in_its_way_and_which_setting_avoids_it
     assert (failure.unused, failure.largest, failure.capacity) == (28 * MIB, 14 * MIB, 60 * MIB)
     assert failure.obstacle is not None
     assert failure.obstacle.holders == (("train.py:41 step", 12 * MIB),)
-    trials = {trial.conf: trial for trial in found.trials}
-    assert trials[""].failed == len(out_of_memory()["device_traces"][0])
+    assert trial_of(found, "").failed == len(out_of_memory()["device_traces"][0])
+    expandable = trial_of(found, EXPANDABLE)
     # It maps 10 MiB behind the last 14; the segment of 40 grows to 60 in handles of 20.
-    assert (trials[EXPANDABLE].failed, trials[EXPANDABLE].reserved) == (None, 60 * MIB)
+    assert (expandable.failed, expandable.reserved) == (None, 60 * MIB)
 
 
 def test_blocks_are_grouped_by_the_user_s_line(tmp_path: Path):
@@ -455,3 +460,20 @@ def test_a_damaged_snapshot_is_a_problem_in_words(conf: str, tmp_path: Path):
         assert found.exact or found.problem or not found.events
         problems += found.problem is not None
     assert 20 < problems < 60
+
+
+def test_another_device_is_replayed_not_taken_from_the_recording(tmp_path: Path):
+    """On 60 MiB the last request fails; 64 MiB have room for its own segment of 24."""
+    path = tmp_path / "memory.pickle"
+    path.write_bytes(pickle.dumps(out_of_memory()))
+    for total, fails in ((64 * MIB, False), (63 * MIB, True)):
+        (device,) = answer(path, [""], total).devices
+        assert (trial_of(device, "").failed is not None) == fails
+
+
+def test_unknown_settings_leave_what_is_in_the_snapshot(tmp_path: Path):
+    settings = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}
+    found = answered({**out_of_memory(), "allocator_settings": settings}, tmp_path, "all")
+    assert found.problem is not None
+    assert "backend must be native" in found.problem
+    assert (found.peak_used, found.exact, found.trials) == (40 * MIB, False, ())
