@@ -1,5 +1,6 @@
 """Snapshots: what a torch.cuda.memory snapshot holds, as a page and on a terminal."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from shlex import quote
@@ -22,6 +23,8 @@ from .units import NOTHING, Sized, bytes_text, percent_text
 VARIABLE = "PYTORCH_CUDA_ALLOC_CONF"
 # Rows on a terminal.
 MOST_SEGMENTS = 8
+# Later failures are most often the same again.
+MOST_FAILURES = 3
 KEPT = (
     "A range has two ends: the memory before the first event requested again under the new"
     " settings, and kept as it was."
@@ -47,7 +50,11 @@ def snapshot_page(contents: SnapshotContents, command: Sequence[str]) -> Documen
             ),
             Section(
                 f"Out of memory{label}",
-                [Note(text, "says") for each in device.out_of_memory for text in _failure(each)],
+                [
+                    Note(text, "says")
+                    for each in device.out_of_memory[:MOST_FAILURES]
+                    for text in _failure(each)
+                ],
                 f"out-of-memory{name}",
                 "Each failed request, and what stood in its way.",
             ),
@@ -79,7 +86,7 @@ def snapshot_page(contents: SnapshotContents, command: Sequence[str]) -> Documen
         title=f"Memory snapshot {contents.file}",
         context=(
             f"{VARIABLE}={contents.conf}" if contents.conf else f"recorded without {VARIABLE}",
-            "bytes: recorded; other settings are simulated",
+            "bytes: those of the file, from a GPU or a simulation; other settings are simulated",
         ),
         notes=_passed_over(contents),
         sections=sections,
@@ -96,7 +103,11 @@ def snapshot_summary(contents: SnapshotContents) -> Document:
     sections: list[Section] = []
     for device in contents.devices:
         lines = [Note(f"{name}: {_binary(text)}", "plain") for name, text in _facts(device)]
-        failed = [Note(text, "plain") for each in device.out_of_memory for text in _failure(each)]
+        failed = [
+            Note(text, "plain")
+            for each in device.out_of_memory[:MOST_FAILURES]
+            for text in _failure(each)
+        ]
         segments = [each for each in device.segments if each.free][:MOST_SEGMENTS]
         sections += [
             Section(f"{contents.file}, GPU {device.index}", lines),
@@ -118,7 +129,7 @@ def _passed_over(contents: SnapshotContents) -> list[str]:
     if not contents.passed_over:
         return []
     actions = ", ".join(f"{count:,} {name}" for name, count in contents.passed_over.items())
-    return [f"passed over, because they change no memory: {actions}"]
+    return [f"passed over, because no replay needs or knows them: {actions}"]
 
 
 def _facts(device: DeviceContents) -> tuple[tuple[str, str | Sized], ...]:
@@ -133,7 +144,7 @@ def _facts(device: DeviceContents) -> tuple[tuple[str, str | Sized], ...]:
             Sized.of(lambda units: f"{bytes_text(device.peak_reserved, units)}{peak}"),
         ),
         (
-            "of it not in use",
+            "of it not requested",
             Sized.of(
                 lambda units: (
                     f"{bytes_text(device.fragmented, units)},"
@@ -155,8 +166,8 @@ def _facts(device: DeviceContents) -> tuple[tuple[str, str | Sized], ...]:
         facts.append(
             ("replay", f"our allocator agrees with all {device.events:,} events, byte for byte")
         )
-    elif device.problem:
-        facts.append(("replay", f"not exact: {device.problem}"))
+    if device.problem:
+        facts.append(("no replay" if not device.exact else "other settings", device.problem))
     return tuple(facts)
 
 
@@ -197,6 +208,10 @@ def lane_table(device: DeviceContents) -> Table:
     )
 
 
+def _failures(device: DeviceContents) -> list[str]:
+    return [text for each in device.out_of_memory[:MOST_FAILURES] for text in _failure(each)]
+
+
 def _failure(failure: OutOfMemory) -> list[str]:
     text = (
         f"event {failure.event:,}: {bytes_text(failure.wanted)} wanted,"
@@ -209,7 +224,7 @@ def _failure(failure: OutOfMemory) -> list[str]:
         holders = "; ".join(f"{name} ({bytes_text(count)})" for name, count in obstacle.holders)
         reason = (
             f"The segment {obstacle.address:#x} has {bytes_text(obstacle.free)} free, but not in"
-            f" one piece: {obstacle.blocks:,} blocks are in use in it, from {holders}."
+            f" one piece. In use in it: {holders}."
         )
         return [text, reason]
     if failure.unused < failure.wanted:
@@ -217,49 +232,61 @@ def _failure(failure: OutOfMemory) -> list[str]:
     return [text, "No single segment of its pool has enough free bytes."]
 
 
+def baseline(device: DeviceContents, conf: str) -> Trial:
+    """Return the trial of the recorded settings, which others are compared with."""
+    return next(each for each in device.trials if (each.conf, each.torch) == (conf, device.order))
+
+
+def savings(trial: Trial, recorded: Trial) -> tuple[int, int] | None:
+    """Return the least and the most reserved bytes that a trial saves; None if either runs out."""
+    if trial.failed is not None or recorded.failed is not None:
+        return None
+    afresh = recorded.afresh.reserved - trial.afresh.reserved
+    kept = recorded.kept.reserved - trial.kept.reserved
+    return min(afresh, kept), max(afresh, kept)
+
+
 def best(device: DeviceContents, conf: str) -> Trial | None:
-    """Return the trial that reserves least and does not run out, if it can save memory."""
-    recorded = next((each for each in device.trials if each.conf == conf), None)
-    runs_out = recorded is not None and recorded.failed is not None
-    better = [
-        each
-        for each in device.trials
-        if each.conf != conf and each.failed is None and each.failed_upper is None
-        if runs_out or each.reserved < device.peak_reserved
-    ]
+    """Return the trial that reserves least, if it saves memory or alone does not run out."""
+    recorded = baseline(device, conf)
+    better = []
+    for each in device.trials:
+        saved = savings(each, recorded)
+        helps = saved is not None and saved[0] >= 0 < saved[1]
+        saves = recorded.failed is not None and each.failed is None
+        if each.conf != conf and (helps or saves):
+            better.append(each)
     return min(better, key=_rank, default=None)
 
 
-def _rank(trial: Trial) -> tuple[bool, int, int, int]:
-    """Rank by the memory that a new run would reserve; of equal settings the shortest is first."""
-    return trial.failed is not None, trial.reserved, trial.reserved_upper, len(trial.conf)
+def _rank(trial: Trial) -> tuple[float, int, int, int]:
+    """Rank by the memory that a new run would reserve; what runs out comes last, the first last."""
+    fails = -math.inf if trial.failed is None else -trial.failed
+    return fails, trial.afresh.reserved, trial.kept.reserved, len(trial.conf)
 
 
 def _trial_blocks(device: DeviceContents, conf: str) -> list[Block]:
     if not device.trials:
         return []
-    found = best(device, conf)
+    recorded, found = baseline(device, conf), best(device, conf)
     if found is None:
         advice = "None of these settings reserves less than the recorded ones."
     else:
-        setting = f"export {VARIABLE}={quote(found.conf)}" if found.conf else f"unset {VARIABLE}"
-        least, most = (
-            device.peak_reserved - found.reserved_upper,
-            device.peak_reserved - found.reserved,
+        advice = f"export {VARIABLE}={quote(found.conf)}" if found.conf else f"unset {VARIABLE}"
+        saved = savings(found, recorded)
+        advice += (
+            " does not run out of memory." if saved is None else f" reserves {_span(*saved)} less."
         )
-        saved = bytes_text(most) if least == most else f"{bytes_text(least)} to {bytes_text(most)}"
-        advice = f"{setting} reserves {saved} less"
-        advice += " and does not run out of memory." if _runs_out(device, conf) else "."
     return [Note(advice, "verdict"), trial_table(device, conf)]
 
 
-def _runs_out(device: DeviceContents, conf: str) -> bool:
-    return any(each.failed for each in device.trials if each.conf == conf)
+def _span(least: int, most: int) -> str:
+    return bytes_text(most) if least == most else f"{bytes_text(least)} to {bytes_text(most)}"
 
 
 def trial_table(device: DeviceContents, conf: str) -> Table:
     """Return a row for each setting, the one that reserves least first."""
-    trials = sorted(device.trials, key=lambda each: (*_rank(each)[:2], each.conf != conf))
+    trials = sorted(device.trials, key=lambda each: (*_rank(each)[:3], each.conf != conf))
     return Table(
         head=("settings", "most reserved", "saves", "most allocated", "segments", "runs out"),
         rows=tuple(_trial_row(each, device, conf) for each in trials),
@@ -267,23 +294,25 @@ def trial_table(device: DeviceContents, conf: str) -> Table:
 
 
 def _trial_row(trial: Trial, device: DeviceContents, conf: str) -> tuple[Cell, ...]:
+    recorded = baseline(device, conf)
     name = trial.conf or "none"
     if trial.conf == conf:
-        is_recorded = trial.torch == device.order
-        name += " (recorded)" if is_recorded else f" (torch {trial.torch})"
-    least, most = (
-        device.peak_reserved - trial.reserved_upper,
-        device.peak_reserved - trial.reserved,
-    )
-    runs_out = trial.failed or trial.failed_upper
+        name += " (recorded)" if trial is recorded else f" (torch {trial.torch})"
+    ends = sorted((trial.afresh.reserved, trial.kept.reserved))
+    saved = savings(trial, recorded)
     return (
         Cell(text=name),
-        bytes_cell(trial.reserved, trial.reserved_upper),
-        Cell(text=NOTHING, number=True) if runs_out else bytes_cell(least, most),
-        bytes_cell(trial.allocated),
-        number_cell(trial.segments, lambda count: f"{count:,}"),
-        Cell(
-            text=f"at event {runs_out:,}" if runs_out else "no",
-            tone="bad" if runs_out else "",
-        ),
+        bytes_cell(*ends),
+        Cell(text=NOTHING, number=True) if saved is None else bytes_cell(*saved),
+        bytes_cell(max(trial.afresh.allocated, trial.kept.allocated)),
+        number_cell(trial.kept.segments, lambda count: f"{count:,}"),
+        Cell(text=_runs_out(trial), tone="" if trial.failed is None else "bad"),
     )
+
+
+def _runs_out(trial: Trial) -> str:
+    if trial.failed is None:
+        return "no"
+    where = f"at event {trial.failed:,}" if trial.failed else "at the start"
+    is_sure = None not in (trial.afresh.failed, trial.kept.failed)
+    return where if is_sure else f"perhaps, {where}"

@@ -86,24 +86,38 @@ class OutOfMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """One replay: its peaks, and the calls that took memory from the device.
+
+    `failed` is the number of the event that ran out of memory, None if none did, and 0 if the
+    memory before the first event does not fit. It may be one that failed in the recording too.
+    """
+
+    reserved: int
+    allocated: int
+    segments: int
+    failed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """The same requests under other settings.
 
     `conf` is the text of PYTORCH_CUDA_ALLOC_CONF, and `torch` the version whose order of equal
-    blocks was used. The peak of reserved bytes lies between `reserved` and `reserved_upper`: the
-    lower number lays out the memory before the first event afresh, the upper one keeps it as it
-    was. `segments` counts the calls that took memory from the device. `failed` is the number of the
-    event that ran out of memory, None if none did; it may be one that failed in the recording too.
+    blocks was used. `afresh` requests the blocks before the first event again, `kept` keeps the
+    memory as it was; without a beginning of the recording the truth lies between the two.
     """
 
     conf: str
     torch: str
-    reserved: int
-    reserved_upper: int
-    allocated: int
-    segments: int
-    failed: int | None = None
-    failed_upper: int | None = None
+    afresh: Replayed
+    kept: Replayed
+
+    @property
+    def failed(self) -> int | None:
+        """The first event that runs out of memory in either replay."""
+        ends = [each.failed for each in (self.afresh, self.kept) if each.failed is not None]
+        return min(ends, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,6 +139,11 @@ class DeviceHistory:
             "user_metadata": _metadata(phase, block.size),
         }
         entry = {"action": "alloc", "addr": address, "size": block.requested, "stream": 0, **common}
+        # As in torch, segments that were taken or released for the request have its stack.
+        for earlier in reversed(self.entries):
+            if not earlier["action"].startswith("segment_") or earlier["frames"]:
+                break
+            earlier["frames"] = frames
         self.entries.append(entry)
         self._alive[number] = entry
         sizes = {"size": block.size, "requested_size": block.requested}

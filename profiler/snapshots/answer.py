@@ -34,8 +34,12 @@ def answer(
     for conf in confs or ():
         if conf != ALL:
             AllocatorSettings.parse(conf)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is a pipe or a device; save the snapshot in a file")
     snapshot = read_snapshot(path, lambda done, whole: progress("reading", done, whole))
     devices = [_answered(snapshot, device, confs, total, progress) for device in snapshot.devices]
+    if not devices:
+        raise ValueError(f"{path} has neither segments nor events; nothing used the GPU")
     return SnapshotContents(
         file=path.name, conf=snapshot.conf, devices=devices, passed_over=snapshot.passed_over
     )
@@ -57,15 +61,19 @@ def _answered(
         return replace(contents, problem=f"recorded under {shown(snapshot.conf)}: {error}")
     replayable = Replayable.of(device, settings)
     contents = contents_of(snapshot, device, settings, replayable)
-    if confs is None or not len(device.events):
+    if confs is None:
         return contents
+    if not len(device.events):
+        return replace(contents, problem="there are no events to replay; record the history too")
     same_device = total is None
     if same_device and contents.out_of_memory:
-        total = max(each.capacity for each in contents.out_of_memory)
+        # Another process may have taken memory in the meantime.
+        total = max(contents.peak_reserved, *(each.capacity for each in contents.out_of_memory))
     texts: list[str] = [snapshot.conf]
     for conf in confs:
         texts += confs_to_try(snapshot.conf, limited=total is not None) if conf == ALL else [conf]
-    texts = list(dict.fromkeys(texts))
+    # Two texts may say the same.
+    texts = list({AllocatorSettings.parse(text): text for text in reversed(texts)}.values())[::-1]
     trials: list[Trial] = []
     try:
         for trial in tried(

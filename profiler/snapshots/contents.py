@@ -25,9 +25,11 @@ from .snapshot import ACTIONS, Device, Event, Lane, Snapshot
 from .start import Memory, Run, UnsupportedError, UsedBlock, end_of, start_of
 
 # More rows and points cannot be read.
+MOST_FAILURES, MOST_LANES = 10, 8
 MOST_GROUPS, MOST_SEGMENTS, MOST_POINTS, MOST_PIECES, MOST_HOLDERS = 10, 40, 600, 150, 5
 
 
+OTHER_LANES = "other streams and pools"
 _SIGNS = {"alloc": 1, "free_completed": -1}
 _SIGNS |= {"segment_alloc": 1, "segment_map": 1, "segment_free": -1, "segment_unmap": -1}
 
@@ -91,7 +93,7 @@ def contents_of(
         segments=[replace(each, pieces=_fewer(each.pieces)) for each in segments[:MOST_SEGMENTS]],
         out_of_memory=[
             _out_of_memory(device, start, place, names, settings)
-            for place in failures(device)
+            for place in failures(device)[:MOST_FAILURES]
             if start is not None
         ],
         curve=history.curve() if history else None,
@@ -150,6 +152,8 @@ class _History:
         in_use: dict[str, int] = {}
         for block in start.used.values():
             name = lane_name(block.lane, small=block.requested <= SMALL_REQUEST)
+            if name not in in_use and len(in_use) >= MOST_LANES:
+                name = OTHER_LANES
             in_use[name] = in_use.get(name, 0) + block.requested
         rows = {name: array("q") for name in in_use}
         total, reserved = array("q"), array("q")
@@ -159,7 +163,9 @@ class _History:
             if event.action in ("alloc", "free_completed"):
                 name = lane_name(event.lane, small=event.size <= SMALL_REQUEST)
                 if name not in rows:
-                    rows[name] = array("q", bytes(8 * place))
+                    if len(rows) >= MOST_LANES:
+                        name = OTHER_LANES
+                    rows.setdefault(name, array("q", bytes(8 * place)))
                 in_use[name] = in_use.get(name, 0) + sign * event.size
                 used += sign * event.size
             else:

@@ -10,7 +10,7 @@ from .snapshot import Frame
 UNKNOWN = "no stack recorded"
 # Frames that call into torch tell nothing about the model.
 _OF_A_LIBRARY = re.compile(
-    r"(^|[/\\])(site-packages|dist-packages|torch|lib[/\\]python\d[^/\\]*)[/\\]|^<frozen|^\?\?$"
+    r"(^|[/\\])(site-packages|dist-packages|lib[/\\]python\d[^/\\]*)[/\\]|^torch[/\\]|^<frozen|^\?\?$"
 )
 _OF_PYTHON = re.compile(r"\.pyw?$|^<ipython|^<string>|^module$|^operation$|^phase$")
 _MOST_FRAMES = 12

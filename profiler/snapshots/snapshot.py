@@ -51,7 +51,7 @@ class Event(NamedTuple):
 
 @dataclass(kw_only=True)
 class Events:
-    """The events of one device in their order, in columns: 45 bytes for each of them.
+    """The events of one device in their order, in columns: 33 bytes for each of them.
 
     `action` holds places in ACTIONS, `lane` places in `lanes`.
     """

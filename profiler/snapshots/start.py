@@ -113,6 +113,19 @@ def start_of(device: Device, settings: AllocatorSettings) -> Memory:
     return memory
 
 
+def _is_next_to_small(memory: Memory, event: Event) -> bool:
+    """Return whether unmapped addresses lie in a range of the small pool."""
+    ends = (event.address - 1, event.address + event.size)
+    for address in ends:
+        try:
+            _, run = memory.run_at(address)
+        except KeyError:
+            continue
+        if run.lane == event.lane:
+            return run.small
+    return False
+
+
 def _require_sound(memory: Memory) -> None:
     """Raise UnsupportedError if segments or blocks overlap, or a block is outside of them."""
     for address, following in pairwise(memory.starts):
@@ -150,11 +163,11 @@ def _undo(memory: Memory, event: Event, settings: AllocatorSettings) -> None:
     elif event.action in ("segment_alloc", "segment_map"):
         memory.cut_run(event.address, event.size)
     elif event.action in ("segment_free", "segment_unmap"):
-        small = (
-            event.size % settings.large_segment_size != 0
-            if event.action == "segment_unmap"
-            else event.size == SMALL_SEGMENT
-        )
+        small = event.size == SMALL_SEGMENT
+        if event.action == "segment_unmap":
+            small = event.size % settings.large_segment_size != 0 or _is_next_to_small(
+                memory, event
+            )
         memory.add_run(event.address, Run(event.size, event.lane, small))
 
 

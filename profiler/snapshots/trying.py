@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..allocator.blocks import Block
@@ -11,10 +11,10 @@ from ..allocator.out_of_memory import OutOfMemoryError
 from ..allocator.segments import UNLIMITED_RANGE, Ages, LowestAddresses
 from ..allocator.settings import AllocatorSettings
 from ..allocator.state import BlockState, SegmentState
-from ..records.snapshots import Trial
+from ..records.snapshots import Replayed, Trial
 from .contents import Replayable, failures
 from .replay import BY_ADDRESS, BY_AGE, SEGMENT_ACTIONS, TAKING, Exact, Requests
-from .snapshot import Device, Event
+from .snapshot import NO_STACK, Device, Event
 from .start import Laid, Memory, UnsupportedError, block_sizes, ends_shown, laid_out
 
 
@@ -51,17 +51,20 @@ def steps_of(device: Device) -> Iterator[Step]:
     """Yield what the program did, without what the allocator did for it.
 
     Segments that are released for a request have its stack; otherwise the program called
-    torch.cuda.empty_cache.
+    torch.cuda.empty_cache. Without stacks only a recording that ran out of memory releases for
+    requests.
     """
     released: list[Event] = []
+    full = bool(failures(device))
     for place, event in enumerate(device.events):
         if event.action in SEGMENT_ACTIONS:
             if event.action not in TAKING:
                 released.append(event)
             continue
         if released:
-            for_request = event.action in ("alloc", "oom") and event.stack == released[-1].stack
-            if not for_request:
+            is_request = event.action in ("alloc", "oom")
+            stack = released[-1].stack
+            if not is_request or stack != event.stack or (stack == NO_STACK and not full):
                 yield Step(None, place)
             released.clear()
         yield Step(event, place)
@@ -95,7 +98,7 @@ class Attempt:
                 try:
                     self.requests.allocate(event)
                 except OutOfMemoryError:
-                    self.failed = step.place + 1
+                    self.failed = self.failed or step.place + 1
                     return
             else:
                 self.requests.free(event)
@@ -139,12 +142,10 @@ def tried(
 ) -> Iterator[Trial]:
     """Yield a trial for each of the settings `confs`; `conf` are the recorded ones.
 
+    They are also tried in the order of equal free blocks that other versions of torch have.
     `same_device` tells that `total` are the bytes of the recorded GPU, or unknown.
 
-    They are also tried in the order of equal free blocks that other versions of torch have.
-
-    Raise UnsupportedError if the events cannot be undone, or if the memory before them does not fit
-    into `total` bytes.
+    Raise UnsupportedError if the events cannot be undone.
     """
     start, exact = replayable.start, replayable.exact
     if start is None:
@@ -153,69 +154,56 @@ def tried(
     sizes = exact.sizes if exact else block_sizes(start, recorded, ends_shown(device, start))
     laid = laid_out(device, start, recorded, sizes)
     order = exact.order if exact else BY_AGE
+
+    def trial(text: str, order: str) -> Trial:
+        settings = AllocatorSettings.parse(text)
+        afresh = _replayed(device, start, settings, (), total, order)
+        kept = afresh
+        if start.runs:
+            kept = _replayed(
+                device, start, settings, converted(laid, recorded, settings), total, order
+            )
+        return Trial(conf=text, torch=order, afresh=afresh, kept=kept)
+
     for text in confs:
-        if text == conf and exact is not None and (same_device or _fits(device, exact, total)):
-            yield _as_recorded(device, conf, exact)
-        else:
-            yield _trial(device, text, order, start, laid, recorded, total)
+        found = trial(text, order)
+        if text == conf and exact is not None and same_device:
+            known = _as_recorded(device, exact)
+            found = replace(found, kept=known, afresh=found.afresh if start.runs else known)
+        yield found
         if text == conf:
-            other = BY_ADDRESS if order == BY_AGE else BY_AGE
-            yield _trial(device, text, other, start, laid, recorded, total)
+            yield trial(text, BY_ADDRESS if order == BY_AGE else BY_AGE)
 
 
-def _fits(device: Device, exact: Exact, total: int | None) -> bool:
-    """Return whether a device of so many bytes would have served each request at once."""
-    return total is not None and exact.peak_reserved <= total and not failures(device)
-
-
-def _as_recorded(device: Device, conf: str, exact: Exact) -> Trial:
-    """Return the trial of the recorded settings; an exact replay needs no other."""
-    failed = next((place + 1 for place in failures(device)), None)
-    return Trial(
-        conf=conf,
-        torch=exact.order,
+def _as_recorded(device: Device, exact: Exact) -> Replayed:
+    """Return the replay under the recorded settings, which an exact replay has shown."""
+    return Replayed(
         reserved=exact.peak_reserved,
-        reserved_upper=exact.peak_reserved,
         allocated=exact.peak_allocated,
         segments=exact.segments,
-        failed=failed,
-        failed_upper=failed,
+        failed=next((place + 1 for place in failures(device)), None),
     )
 
 
-def _trial(
+def _replayed(
     device: Device,
-    conf: str,
-    order: str,
     start: Memory,
+    settings: AllocatorSettings,
     laid: Sequence[Laid],
-    recorded: AllocatorSettings,
     total: int | None,
-) -> Trial:
-    """Replay with the memory at the start kept, and with its blocks requested afresh."""
-    settings = AllocatorSettings.parse(conf)
-    ends: list[Attempt] = []
-    for afresh in (False, True) if start.runs else (False,):
-        kept = () if afresh else converted(laid, recorded, settings)
-        with suppress(ValueError):
-            ends.append(attempt(start, settings, kept, total=total, order=order))
-    if not ends:
-        raise UnsupportedError(
-            f"the memory before the first event does not fit on a device of {total} bytes"
-        )
-    for each in ends:
-        deque(each.run(device), maxlen=0)
-    allocators = [each.requests.allocator for each in ends]
-    peaks = sorted(each.peak_reserved_bytes for each in allocators)
-    return Trial(
-        conf=conf,
-        torch=order,
-        reserved=peaks[0],
-        reserved_upper=peaks[-1],
-        allocated=max(each.peak_allocated_bytes for each in allocators),
-        segments=max(each.statistics()["num_device_alloc"] for each in allocators),
-        failed=ends[-1].failed,
-        failed_upper=ends[0].failed,
+    order: str,
+) -> Replayed:
+    try:
+        replay = attempt(start, settings, laid, total=total, order=order)
+    except ValueError:
+        return Replayed(reserved=0, allocated=0, segments=0, failed=0)
+    deque(replay.run(device), maxlen=0)
+    allocator = replay.requests.allocator
+    return Replayed(
+        reserved=allocator.peak_reserved_bytes,
+        allocated=allocator.peak_allocated_bytes,
+        segments=allocator.statistics()["num_device_alloc"],
+        failed=replay.failed,
     )
 
 

@@ -144,13 +144,14 @@ def test_a_replay_under_other_settings_is_the_simulation_under_them(
     assert ours == expected
     assert len(ours) == 600
     found = trial_of(answered(recorded(5, conf), tmp_path, other), other)
-    assert (found.reserved, found.reserved_upper) == (simulated.peak_reserved_bytes,) * 2
-    assert found.allocated == simulated.peak_allocated_bytes
+    assert found.afresh == found.kept
+    assert found.kept.reserved == simulated.peak_reserved_bytes
+    assert found.kept.allocated == simulated.peak_allocated_bytes
 
 
 @pytest.mark.parametrize("conf", CONFS)
 def test_a_snapshot_without_its_beginning_gives_bounds(conf: str, tmp_path: Path):
-    """The settings that it was recorded under are known exactly, and have no range."""
+    """The recorded settings are known exactly; the others lie near their own run from the start."""
     data = recorded(6)
     whole = answered(data, tmp_path, conf)
     truth = trial_of(whole, conf)
@@ -162,10 +163,9 @@ def test_a_snapshot_without_its_beginning_gives_bounds(conf: str, tmp_path: Path
     )
     found = answered(cut(data, first), tmp_path, conf)
     trial = trial_of(found, conf)
-    assert trial.reserved <= trial.reserved_upper
     if conf == "":
-        assert trial.reserved == trial.reserved_upper == truth.reserved
-    assert trial.reserved <= truth.reserved + 64 * MIB
+        assert trial.kept.reserved == truth.kept.reserved
+    assert trial.afresh.reserved <= truth.kept.reserved + 64 * MIB
 
 
 def test_streams_that_share_a_device_replay_exactly(tmp_path: Path):
@@ -392,7 +392,7 @@ def test_an_out_of_memory_says_what_stood_in_its_way_and_which_setting_avoids_it
     assert trial_of(found, "").failed == len(out_of_memory()["device_traces"][0])
     expandable = trial_of(found, EXPANDABLE)
     # It maps 10 MiB behind the last 14; the segment of 40 grows to 60 in handles of 20.
-    assert (expandable.failed, expandable.reserved) == (None, 60 * MIB)
+    assert (expandable.failed, expandable.kept.reserved) == (None, 60 * MIB)
 
 
 def test_blocks_are_grouped_by_the_user_s_line(tmp_path: Path):
@@ -469,6 +469,20 @@ def test_another_device_is_replayed_not_taken_from_the_recording(tmp_path: Path)
     for total, fails in ((64 * MIB, False), (63 * MIB, True)):
         (device,) = answer(path, [""], total).devices
         assert (trial_of(device, "").failed is not None) == fails
+
+
+def test_a_device_that_is_too_small_for_the_start_has_rows_that_say_so(tmp_path: Path):
+    data = recorded(6)
+    path = tmp_path / "memory.pickle"
+    path.write_bytes(pickle.dumps(cut(data, 400)))
+    (device,) = [each for each in answer(path, [EXPANDABLE], 20 * MIB).devices if each.events]
+    assert len(device.trials) == 3
+    assert {trial.failed for trial in device.trials} == {0}
+
+
+def test_releases_without_stacks_are_calls_of_empty_cache():
+    called = events_of(("segment_free", 1, 0), ("segment_alloc", 2, 0), ("alloc", 2, 0))
+    assert [step.event is None for step in steps_of(called)] == [True, False]
 
 
 def test_unknown_settings_leave_what_is_in_the_snapshot(tmp_path: Path):

@@ -70,7 +70,8 @@ def snapshot(
             contents = answer(path, settings, total, progress)
         if anonymous:
             contents = replace(contents, file="snapshot")
-        words = disclosed_command(["optprof", *sys.argv[1:]], anonymous=anonymous)
+        typed = ["FILE" if anonymous and each == str(file) else each for each in sys.argv[1:]]
+        words = disclosed_command(["optprof", *typed], anonymous=anonymous)
         page = write_snapshot_page(contents, folder, words, force=force)
         if as_json:
             print(json.dumps({"report": str(page), **contents.to_dict()}, indent=1), file=stdout)
