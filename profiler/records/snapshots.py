@@ -1,4 +1,4 @@
-"""What a snapshot of torch.cuda.memory holds, and what its requests take under other settings.
+"""Contents of a snapshot of torch.cuda.memory, and its requests under other settings.
 
 The answers of `optprof snapshot` as plain data; all counts are exact bytes.
 """
@@ -137,7 +137,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceContents:
-    """What a snapshot says about one GPU.
+    """Contents of a snapshot for one GPU.
 
     `used` counts the requested bytes of blocks in use. The peaks are those during the events, with
     the number of their event; without events they are the state at the end. `problem` says why the

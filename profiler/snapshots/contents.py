@@ -1,4 +1,4 @@
-"""What is in a snapshot: memory over time, what was in use at the peak, what fragments it."""
+"""Contents of a snapshot: memory over time, blocks in use at the peak, and fragmentation."""
 
 from array import array
 from bisect import bisect_left, bisect_right
@@ -36,7 +36,7 @@ _SIGNS |= {"segment_alloc": 1, "segment_map": 1, "segment_free": -1, "segment_un
 
 @dataclass(frozen=True, kw_only=True)
 class Replayable:
-    """What the events of one GPU lead back to; without a start, `problem` says why."""
+    """The start of one GPU's events and their exact replay; `problem` says why one is missing."""
 
     start: Memory | None
     exact: Exact | None

@@ -10,9 +10,10 @@ from .snapshot import Frame
 UNKNOWN = "no stack recorded"
 # Frames that call into torch tell nothing about the model.
 _OF_A_LIBRARY = re.compile(
-    r"(^|[/\\])(site-packages|dist-packages|lib[/\\]python\d[^/\\]*)[/\\]|^torch[/\\]|^<frozen|^\?\?$"
+    r"(^|[/\\])(site-packages|dist-packages|lib[/\\]python\d[^/\\]*)[/\\]"
+    r"|^torch[/\\]|^<frozen|^\?\?$"
 )
-_OF_PYTHON = re.compile(r"\.pyw?$|^<ipython|^<string>|^module$|^operation$|^phase$")
+_OF_PYTHON = re.compile(r"\.pyw?$|^<ipython|^<string>|^phase$")
 _MOST_FRAMES = 12
 
 

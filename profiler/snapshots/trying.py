@@ -1,4 +1,4 @@
-"""What the requests of a snapshot take under other settings of the allocator."""
+"""Replay the requests of a snapshot under other settings of the allocator."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
