@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 from msgspec import Meta
 
 from . import schema
+from .parallel import require_ranks
 from .schema import Name
 
 Implementation = Literal["loop", "foreach", "fused", "compiled"]
@@ -47,6 +48,8 @@ MOST_STEPS = schema.MOST_ITEMS
 MOST_IN_BATCH = MOST_TOKENS = 1 << 24
 # Adapters as wide as the widest hidden state.
 MOST_RANK = 1 << 16
+# The largest training runs had 16,384 GPUs (Llama 3 405B).
+MOST_RANKS = 1 << 14
 # Gradients are clipped in float32: below its least normal number a factor would become 0.
 LEAST_NORM, MOST_NORM = 2.0**-126, 2.0**127
 
@@ -98,6 +101,10 @@ class Scenario:
     model of the catalogue; None leaves it to the factory. `checkpointing` recomputes a layer's
     activations in the backward pass. `lora_rank` freezes the model and trains adapters of that
     rank.
+
+    `ranks` processes, each with a GPU of its own, share the work by `parallel`, as in
+    `scenarios.parallel`; `batch_size` and `micro_batches` are those of each. A simulation is of one
+    of them, `rank`; a measurement starts all of them.
 
     `gpu` names an entry of `scenarios.hardware`; without it a simulated device has unlimited
     memory, and step times are estimated for `hardware.DEFAULT_GPU`. `alloc_conf` is a text that
@@ -188,6 +195,22 @@ class Scenario:
         Annotated[int, Meta(ge=1, le=MOST_RANK)] | None,
         Option("Freeze the model and train LoRA adapters of this rank.", ("--lora",), unset="off"),
     ] = None
+    ranks: Annotated[
+        int,
+        Meta(ge=1, le=MOST_RANKS),
+        Option("Processes, each with its own GPU, that share the work by --parallel."),
+    ] = 1
+    rank: Annotated[
+        int, Meta(ge=0, lt=MOST_RANKS), Option("The rank to simulate, counted from 0.")
+    ] = 0
+    parallel: Annotated[
+        Name | None,
+        Option(
+            "How ranks share the work: ddp, zero1, fsdp2 (with options, as in"
+            " fsdp2:mixed_precision=bf16), tp:N or fsdp2+tp:N.",
+            unset="off",
+        ),
+    ] = None
     device: Annotated[
         Device,
         Option(
@@ -236,6 +259,7 @@ class Scenario:
         schema.require_plain({name: values[name] for name in _FREE})
         if self.accumulate is not None:
             self._check_accumulate()
+        require_ranks(self.parallel, self.ranks, self.rank)
         if self.amp is not None and self.dtype not in (None, "fp32"):
             raise ValueError(
                 f"amp runs fp32 parameters under autocast, got dtype {self.dtype!r} with amp"
@@ -273,6 +297,7 @@ class Scenario:
             "micro_batches": 1,
             "max_grad_norm": None,
             "set_to_none": True,
+            "parallel": None,
         }
         for name, value in required.items():
             if getattr(self, name) != value:
@@ -292,7 +317,7 @@ _FIRST = (
 # The other fields and their defaults.
 _LATER = {one.name: one.default for one in fields(Scenario) if one.name not in _FIRST.split()}
 # Texts and mappings: msgspec does not check their contents.
-_FREE = ("model", "config", "optimizer", "options", "accumulate", "gpu", "alloc_conf")
+_FREE = ("model", "config", "optimizer", "options", "accumulate", "parallel", "gpu", "alloc_conf")
 # Checking against the class itself would make another instance, whose check would make another.
 _FIELDS: Any = TypedDict(
     "_FIELDS",

@@ -271,6 +271,54 @@ class Course:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """Calls of a collective operation in one phase of a training step.
+
+    `group` is the number of ranks that take part. `bytes` is the size of the whole tensors that are
+    gathered, reduced or sent, over all calls.
+    """
+
+    phase: Name
+    operation: Name
+    group: Count
+    calls: Count
+    bytes: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankBytes:
+    """Exact bytes that one rank held; peaks are None where the device does not report them."""
+
+    rank: Count
+    parameters: Count
+    gradients: Count
+    optimizer_state: Count
+    peak_allocated: Count | None = None
+    peak_reserved: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Findings about the ranks of a training run.
+
+    `exchanges` are those of one simulated step. `elements` has, for each rank of a simulated run,
+    the elements of the parameters whose optimizer state it keeps. `each` has the bytes of every
+    rank of a measured run, and `slowest` the rank whose times the record has.
+    """
+
+    exchanges: Annotated[tuple[Exchange, ...], Meta(max_length=schema.MOST_ITEMS)] = ()
+    elements: Annotated[tuple[Count, ...], Meta(max_length=schema.MOST_ITEMS)] = ()
+    each: Annotated[tuple[RankBytes, ...], Meta(max_length=schema.MOST_ITEMS)] = ()
+    slowest: Count | None = None
+
+    @property
+    def differ(self) -> bool:
+        """Return whether ranks hold different amounts of state."""
+        states = [each.optimizer_state for each in self.each]
+        return len(set(self.elements)) > 1 or len(set(states)) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """Result of a scenario: origin, outcome, bytes, seconds and environment.
 
@@ -281,7 +329,9 @@ class Record:
     simulated training step has an `estimate` for the scenario's GPU, or without one for
     `hardware.DEFAULT_GPU`; older records have it only with a GPU. `watched` has what real
     iterations showed in addition to their times. A record has a `course` if the scenario asks to
-    accumulate: its `times` are then by micro-batch, "draw" those of decisions not to step.
+    accumulate: its `times` are then by micro-batch, "draw" those of decisions not to step. It has
+    `ranks` if several processes share the work: a simulated record's `memory` is that of
+    `scenario.rank`, a measured one's that of the rank with the highest peak, or the most bytes.
     `deciding_options` has the options that decide the bytes of the optimizer's state, each with its
     default; it is None in older records and for optimizers outside the catalogue.
 
@@ -303,6 +353,7 @@ class Record:
     estimate: StepEstimate | None = None
     watched: Watched | None = None
     course: Course | None = None
+    ranks: Ranks | None = None
     deciding_options: Mapping[Text, Any] | None = None
     warnings: Texts = ()
     lost: Texts = ()

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+
+from optprof.optimizers.sharded import is_sharded
 
 from ..tracing.layouts import data_of, made
 from ..tracing.trace import Recorder
@@ -12,7 +15,11 @@ from ..tracing.values import entries_of, remember_entries
 
 @dataclass(frozen=True, kw_only=True)
 class TensorLayout:
-    """A tensor's shape, and its place in the allocation `number` of `nbytes`."""
+    """A tensor's shape, and its place in the allocation `number` of `nbytes`.
+
+    The number is negative for a tensor on the host. For a DTensor, the layout is that of this
+    rank's part, and `whole` has the whole tensor's mesh, placements, shape and strides.
+    """
 
     number: int
     nbytes: int
@@ -20,17 +27,21 @@ class TensorLayout:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
+    whole: tuple[Any, Any, torch.Size, tuple[int, ...]] | None = None
 
     @classmethod
     def of(cls, tensor: torch.Tensor, recorder: Recorder) -> "TensorLayout":
-        """Return the layout of a recorded tensor."""
+        """Return the layout of a recorded tensor, or of one on the host."""
+        part = own_part(tensor)
+        storage = part.untyped_storage()
         return cls(
-            number=recorder.number(tensor),
-            nbytes=tensor.untyped_storage().nbytes(),
-            dtype=tensor.dtype,
-            shape=tuple(tensor.shape),
-            stride=tensor.stride(),
-            offset=int(tensor.storage_offset()),
+            number=recorder.number(part) if recorder.holds(part) else -storage._cdata,
+            nbytes=storage.nbytes(),
+            dtype=part.dtype,
+            shape=tuple(part.shape),
+            stride=part.stride(),
+            offset=int(part.storage_offset()),
+            whole=_whole(tensor),
         )
 
     @property
@@ -38,9 +49,14 @@ class TensorLayout:
         """The layouts of the tensors with the data: this one."""
         return (self,)
 
+    @property
+    def is_on_host(self) -> bool:
+        """Return whether the tensor is on the host."""
+        return self.number < 0
+
     def renumbered(self, numbers: Mapping[int, int]) -> "TensorLayout":
         """Return the layout with the allocation's new number."""
-        return replace(self, number=numbers[self.number])
+        return self if self.is_on_host else replace(self, number=numbers[self.number])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +103,17 @@ class SparseLayout:
 Layout = TensorLayout | SparseLayout
 
 
+def own_part(tensor: Any) -> torch.Tensor:
+    """Return this rank's part of a DTensor, without a gradient's history; others unchanged."""
+    return tensor._local_tensor if is_sharded(tensor) else tensor
+
+
+def _whole(tensor: Any) -> tuple[Any, Any, torch.Size, tuple[int, ...]] | None:
+    if not is_sharded(tensor):
+        return None
+    return tensor.device_mesh, tensor.placements, tensor.shape, tensor.stride()
+
+
 def layout_of(gradient: torch.Tensor, recorder: Recorder) -> Layout:
     """Return the layout of a recorded tensor, sparse or not."""
     return (SparseLayout if gradient.is_sparse else TensorLayout).of(gradient, recorder)
@@ -130,5 +157,13 @@ def _adopt(
         ).untyped_storage()
     tensor = torch.empty(0, dtype=layout.dtype, device="meta")
     tensor.set_(storages[layout.number], layout.offset, layout.shape, layout.stride)
-    recorder.adopt(tensor, layout.number, freed=freed)
-    return tensor
+    if layout.is_on_host:
+        recorder.keep_on_host(tensor)
+    else:
+        recorder.adopt(tensor, layout.number, freed=freed)
+    if layout.whole is None:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements, shape, stride = layout.whole
+    return DTensor.from_local(tensor, mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -19,8 +19,10 @@ from ..tracing.stream import Allocations, Segment
 from ..tracing.trace import Recorder
 from ..tracing.untraceable import UntraceableError
 from ..training.iteration import needs_closure
+from ..training.parallel import elements_by_rank
 from ..training.state import StateBytes, bytes_by_key, owned_state_tensors, state_bytes
-from .handover import Layout, adopted
+from .fake_ranks import following
+from .handover import Layout, adopted, own_part
 from .training import ModelTrace
 
 
@@ -28,7 +30,8 @@ from .training import ModelTrace
 class OptimizerTrace:
     """The optimizer's part: its construction, then each `step` and the `zero_grad` after it.
 
-    `state_numbers` are the state's allocations at the end of the last step. `warnings` name counts
+    `state_numbers` are the state's allocations at the end of the last step. `elements` has, for
+    each rank, the elements of the parameters whose state it keeps. `warnings` name counts
     that depend on values, which a trace does not have. If `takes_closure`, the optimizer stepped
     with a closure that does not run the model.
     """
@@ -38,6 +41,7 @@ class OptimizerTrace:
     steps: list[list[Segment]]
     state: StateBytes
     state_numbers: frozenset[int]
+    elements: tuple[int, ...] = ()
     takes_closure: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -179,7 +183,9 @@ def _trace_steps(
     model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples
 ) -> OptimizerTrace:
     recorder = Recorder(
-        first=len(model.allocations.nbytes), samples=samples, workspaces=model.workspaces
+        first=len(model.allocations.nbytes),
+        samples=samples,
+        workspaces=model.workspaces,
     )
     storages: dict[int, torch.UntypedStorage] = {}
     parameters = [
@@ -187,8 +193,8 @@ def _trace_steps(
         for layout, trained in model.parameters
     ]
     for parameter, constant in zip(parameters, model.constants, strict=True):
-        samples.fix(parameter, constant)
-    with recorder.phase("build"):
+        samples.fix(own_part(parameter), constant)
+    with following(recorder, scenario), recorder.phase("build"):
         optimizer = make(parameters)
     takes_closure = scenario.accumulate is None and needs_closure(optimizer)
     if takes_closure and scenario.workload == "train":
@@ -203,7 +209,7 @@ def _trace_steps(
         _set_gradients(recorder, parameters, gradients)
         for parameter in parameters:
             if parameter.grad is not None:
-                samples.renew(parameter.grad)
+                samples.renew(own_part(parameter.grad))
         updates = repeated_updates(recorder, optimizer)
         with fused_on_meta(), sparse_constructor(), updates, recorder.phase("step"):
             if takes_closure:
@@ -216,7 +222,7 @@ def _trace_steps(
                 accumulation.step(loss=1.0)
         steps.append(recorder.segments[-1:])
         for parameter in parameters:
-            samples.settle(parameter)
+            samples.settle(own_part(parameter))
         state, numbers = _name_state(recorder, optimizer, names)
         if clears:
             with recorder.phase("zero_grad"):
@@ -229,6 +235,7 @@ def _trace_steps(
         # Gradients that were cleared may have shared memory with the state.
         state=state_bytes(optimizer, parameters) if clears else state,
         state_numbers=frozenset(numbers),
+        elements=elements_by_rank(optimizer, parameters, scenario),
         takes_closure=takes_closure,
     )
 
@@ -271,7 +278,10 @@ def _set_gradients(
         is_kept = (
             parameter.grad is not None
             and layout is not None
-            and recorder.number(parameter.grad) == layout.parts[-1].number
+            and (
+                layout.parts[-1].is_on_host
+                or recorder.number(own_part(parameter.grad)) == layout.parts[-1].number
+            )
         )
         if layout is not None and not is_kept:
             parameter.grad = adopted(recorder, layout, storages)

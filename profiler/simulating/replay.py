@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..allocator.blocks import Block
+from ..allocator.blocks import DEFAULT_LANE, Block, Lane
 from ..allocator.caching import CachingAllocator
 from ..allocator.out_of_memory import OutOfMemoryError, format_bytes
 from ..tracing.stream import Allocations, Segment
@@ -52,13 +52,14 @@ def play(
     `blocks` is the blocks in use by allocation number, which this updates. A block in use keeps its
     size and place; a free one may already be part of a larger one.
     """
-    nbytes = allocations.nbytes
+    nbytes, streams = allocations.nbytes, allocations.streams
     for event in segment.events:
         if event < 0:
             block = blocks.pop(~event)
             allocator.free(block)
         else:
-            block = blocks[event] = allocator.malloc(nbytes[event])
+            lane = Lane(streams[event]) if event in streams else DEFAULT_LANE
+            block = blocks[event] = allocator.malloc(nbytes[event], lane)
         yield event, block
 
 

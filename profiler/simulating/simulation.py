@@ -13,7 +13,7 @@ from ..allocator.caching import CachingAllocator
 from ..allocator.segments import Addresses
 from ..allocator.settings import AllocatorSettings
 from ..machine.environment import environment
-from ..records.record import Memory, Record, StepEstimate
+from ..records.record import Exchange, Memory, Ranks, Record, StepEstimate
 from ..records.timeline import Timeline
 from ..tracing.kernel_memory import sized_for
 from ..tracing.kernel_trace import trace_step
@@ -21,6 +21,7 @@ from ..tracing.stream import Allocations, Segment
 from ..training.accumulating import accumulating, simulated_draws
 from ..training.optimizer import deciding_options, make_optimizer
 from .estimate import estimate
+from .fake_ranks import become
 from .handover import SparseLayout
 from .optimizer_trace import OptimizerTrace, trace_optimizer
 from .replay import Replay, play, replay, until
@@ -96,6 +97,7 @@ def run_simulation(scenario: Scenario, *, estimated: bool = True) -> Simulation:
             _memory(model, optimizer, replayed, None if replayed.error else upper), needed=needed
         ),
         estimate=_estimate(scenario, model) if estimated and not optimizer.takes_closure else None,
+        ranks=_ranks(model, optimizer) if scenario.parallel is not None else None,
         warnings=tuple(map(shortened, optimizer.warnings)),
         error=replayed.error and shortened(replayed.error),
         environment=environment(scenario.seed),
@@ -124,6 +126,8 @@ def simulated_allocator(scenario: Scenario, addresses: Addresses | None = None) 
 
 def trace_model_of(scenario: Scenario) -> ModelTrace:
     """Return the trace of a scenario's model, shared by scenarios that differ in the optimizer."""
+    if become(scenario):
+        _model_trace.cache_clear()
     return _model_trace(without_optimizer(scenario))
 
 
@@ -133,12 +137,17 @@ def _model_trace(scenario: Scenario) -> ModelTrace:
 
 
 def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:
-    """Return the estimate of the step on the scenario's GPU; None with sparse gradients.
+    """Return the estimate of the step on the scenario's GPU, without exchanges between ranks.
+
+    None with sparse gradients, and for a step on the host.
 
     A training step without a GPU has an estimate for the default one if that can be made.
     """
     name = scenario.gpu or (hardware.DEFAULT_GPU if scenario.workload == "train" else None)
-    if name is None or any(isinstance(layout, SparseLayout) for layout in model.gradients[-1]):
+    layouts = [layout for layout in model.gradients[-1] if layout is not None]
+    if name is None or any(
+        isinstance(layout, SparseLayout) or layout.is_on_host for layout in layouts
+    ):
         return None
     try:
         return _estimate_on(hardware.describe(name), scenario, model)
@@ -181,6 +190,19 @@ def _peaks(
         for _ in play(segment, allocations, allocator, blocks):
             pass
     return allocator.peak_allocated_bytes, allocator.peak_reserved_bytes
+
+
+def _ranks(model: ModelTrace, optimizer: OptimizerTrace) -> Ranks:
+    calls: dict[tuple[str, str, int], list[int]] = {}
+    for segment in model.steps[-1] + optimizer.steps[-1]:
+        for call in segment.collectives:
+            key = segment.phase, call.operation, call.ranks
+            calls.setdefault(key, []).append(call.nbytes)
+    exchanges = (
+        Exchange(phase=phase, operation=operation, group=group, calls=len(each), bytes=sum(each))
+        for (phase, operation, group), each in calls.items()
+    )
+    return Ranks(exchanges=tuple(exchanges), elements=optimizer.elements)
 
 
 def _memory(

@@ -14,6 +14,7 @@ import torch
 
 from optprof.scenarios import Scenario, hardware
 from optprof.scenarios.batches import map_tensors
+from optprof.scenarios.parallel import Parallel, read_parallel
 from optprof.scenarios.settings import TorchSettings, own_settings
 from optprof.scenarios.without_data import replace_tensors
 from optprof.scenarios.workpiece import Workpiece, build
@@ -30,7 +31,9 @@ from ..tracing.untraceable import require_followed, require_modules_followed
 from ..tracing.values import with_value
 from ..training.accumulating import keeps_gradients, simulated_draws
 from ..training.iteration import Iteration
-from .handover import Layout, SparseLayout, TensorLayout, layout_of
+from ..training.parallel import spread
+from .fake_ranks import become, following, reduce_buckets
+from .handover import Layout, SparseLayout, TensorLayout, layout_of, own_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,49 +82,82 @@ def _capability(gpu: str | None) -> tuple[int, int]:
 
 @own_settings()
 def trace_model(scenario: Scenario) -> ModelTrace:
-    """Build the scenario's model on meta tensors and trace its part of each step."""
+    """Build the scenario's model on meta tensors and trace its part of each step.
+
+    If ranks share the work, the trace is that of `scenario.rank`.
+    """
+    become(scenario)
     initial = InitialValues()
     with initial:
         workpiece = build(scenario, "meta")
         require_modules_followed(workpiece.model)
         # A model's integer tensors may control its code, like the batch's.
         replace_tensors(workpiece.model, with_value)
-    recorder = Recorder(workpiece.model, workspaces=())
-    parameters = list(workpiece.model.parameters())
-    with recorder.phase("build"):
-        _place(recorder, workpiece.model)
-        batch = _enter(recorder, workpiece) if scenario.workload == "train" else {}
-    layouts = [(TensorLayout.of(p, recorder), p.requires_grad) for p in parameters]
-    with cuda_kernels(_capability(scenario.gpu)) as attention:
-        steps = (
-            _train(recorder, scenario, workpiece, batch)
-            if batch
-            else [_make_gradients(recorder, parameters)]
-        )
+    names = [name for name, _ in workpiece.model.named_parameters()]
+    constants = [initial.constant(p) for p in workpiece.model.parameters()]
+    recorder = Recorder(workspaces=())
+    with following(recorder, scenario):
+        workpiece, batch = _built(recorder, scenario, workpiece)
+        parameters = list(workpiece.model.parameters())
+        layouts = [(TensorLayout.of(p, recorder), p.requires_grad) for p in parameters]
+        with cuda_kernels(_capability(scenario.gpu)) as attention:
+            steps = (
+                _train(recorder, scenario, workpiece, batch)
+                if batch
+                else [_make_gradients(recorder, parameters)]
+            )
     return ModelTrace(
         allocations=recorder.allocations,
         build=recorder.segments[0],
         steps=[segments for segments, _ in steps],
         parameters=layouts,
-        names=[name for name, _ in workpiece.model.named_parameters()],
+        names=names,
         gradients=[gradients for _, gradients in steps],
         workspaces=frozenset(recorder.workspaces or ()),
         attention=frozenset(attention),
         parameter_count=sum(p.numel() for p in parameters),
-        constants=[initial.constant(p) for p in parameters],
+        constants=constants,
         settings=TorchSettings.now(),
     )
+
+
+def _built(
+    recorder: Recorder, scenario: Scenario, workpiece: Workpiece
+) -> tuple[Workpiece, Mapping[str, Any]]:
+    """Put the model, spread over the ranks, and the batch on the recorded device.
+
+    A model that ranks share is split while it has no data, so no device ever holds all of it.
+    """
+    model = workpiece.model
+    way = Parallel() if scenario.parallel is None else read_parallel(scenario.parallel)
+    is_split = way.data == "fsdp2" or way.tensor > 1
+    if is_split:
+        model = spread(model, scenario, "cpu")
+    recorder.know(model)
+    with recorder.phase("build"):
+        if way.cpu_offload:
+            for parameter in model.parameters():
+                recorder.keep_on_host(own_part(parameter))
+        else:
+            _place(recorder, model)
+        if not is_split:
+            model = spread(model, scenario, "cpu")
+            reduce_buckets(model, recorder)
+        workpiece = replace(workpiece, model=model)
+        batch = _enter(recorder, workpiece) if scenario.workload == "train" else {}
+    return workpiece, batch
 
 
 def _place(recorder: Recorder, model: torch.nn.Module) -> None:
     """Put the model's parameters on the recorded device, module by module."""
     for path, module in model.named_modules():
-        parameters = list(module.parameters(recurse=False))
-        for parameter in parameters:
-            recorder.allocate(parameter, "parameter")
+        for name, parameter in module.named_parameters(recurse=False):
+            number = recorder.allocate(own_part(parameter), "parameter")
+            if own_part(parameter) is not parameter:
+                recorder.name(number, "parameter", f"{path}.{name}" if path else name)
         if isinstance(module, torch.nn.RNNBase):
             flatten_parameters(module)
-            for parameter in parameters:
+            for parameter in module.parameters(recurse=False):
                 recorder.name(recorder.number(parameter), "parameter", path)
 
 

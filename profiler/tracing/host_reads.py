@@ -37,7 +37,7 @@ class HostReads:
         """Return the result of one of READS, NotImplemented if it copies nothing to the host."""
         if func is _ITEM:
             return self._item(args[0])
-        if func is _COPY and args[0].is_meta and _is_host(kwargs.get("device")):
+        if func is _COPY and args[0].is_meta and is_host(kwargs.get("device")):
             return self._copy(args[0], kwargs)
         if func is _WRITE and args[1].is_meta and not args[0].is_meta:
             return args[0].copy_(self._copy(args[1], {}))
@@ -99,5 +99,6 @@ def as_on_cuda() -> Iterator[None]:
         yield
 
 
-def _is_host(device: Any) -> bool:
+def is_host(device: Any) -> bool:
+    """Return whether a device is the CPU."""
     return device is not None and torch.device(device).type == "cpu"

@@ -37,26 +37,26 @@ class Source(NamedTuple):
 
 
 class Sources:
-    """Finds the sources of allocations while a program runs; `model` gives names to modules."""
+    """Finds the sources of allocations while a program runs.
 
-    def __init__(self, model: torch.nn.Module | None = None) -> None:
-        named = (
-            (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
-            if model is not None
-            else ()
-        )
-        self._paths = {id(item): path for path, item in named}
-        self.classes = (
-            {path: type(module).__name__ for path, module in model.named_modules()}
-            if model is not None
-            else {}
-        )
+    `classes` has the class of each module by its path.
+    """
+
+    def __init__(self) -> None:
+        self._paths: dict[int, str] = {}
+        self.classes: dict[str, str] = {}
         self._running: list[str] = []
         # The module that was innermost from each autograd sequence number on.
         self._numbers: list[int] = []
         self._modules: list[str] = []
         self._cache: dict[Any, Source] = {}
         self._outermost: CodeType | None = None
+
+    def know(self, model: torch.nn.Module) -> None:
+        """Take the names of a model's modules, parameters and buffers, which must stay alive."""
+        named = (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
+        self._paths |= {id(item): path for path, item in named}
+        self.classes |= {path: type(module).__name__ for path, module in model.named_modules()}
 
     @contextmanager
     def followed(self, outermost: CodeType) -> Iterator[None]:

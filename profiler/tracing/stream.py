@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .requests import Request
 from .sources import Source
@@ -17,15 +17,32 @@ Category = Literal[
     "temporary",
     "workspace",
     "input",
+    "gathered",
+    "communication",
 ]
+
+
+class Collective(NamedTuple):
+    """A call by which `ranks` ranks exchange data together, such as "all_gather".
+
+    `nbytes` is the size of the whole tensor that is gathered, reduced or sent.
+    """
+
+    operation: str
+    ranks: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
 class Segment:
-    """The events of one phase, in order: n >= 0 allocates number n, ~n frees it."""
+    """The events of one phase, in order: n >= 0 allocates number n, ~n frees it.
+
+    `collectives` has the exchanges between ranks in the phase.
+    """
 
     phase: Phase
     events: list[int] = field(default_factory=list)
+    collectives: list[Collective] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,8 @@ class Allocations:
     """Allocations by number: requested bytes, category, and the code that requested them.
 
     `requests` holds those that kernels make for themselves, whose bytes depend on the GPU; `nbytes`
-    has their bytes on the usual one. `classes` has the class of each module by its path.
+    has their bytes on the usual one. `classes` has the class of each module by its path. `streams`
+    has the CUDA stream of those that are not on the default one, 0.
     """
 
     nbytes: list[int] = field(default_factory=list)
@@ -41,11 +59,15 @@ class Allocations:
     sources: list[Source] = field(default_factory=list)
     requests: dict[int, Request] = field(default_factory=dict)
     classes: Mapping[str, str] = field(default_factory=dict)
+    streams: dict[int, int] = field(default_factory=dict)
 
     def __add__(self, other: "Allocations") -> "Allocations":
         first = len(self.nbytes)
         requests = self.requests | {
             first + number: request for number, request in other.requests.items()
+        }
+        streams = self.streams | {
+            first + number: stream for number, stream in other.streams.items()
         }
         return Allocations(
             self.nbytes + other.nbytes,
@@ -53,4 +75,5 @@ class Allocations:
             self.sources + other.sources,
             requests,
             {**self.classes, **other.classes},
+            streams,
         )

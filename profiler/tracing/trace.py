@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import compiled
 from .composed import PARTS
-from .host_reads import READS, HostReads, as_on_cuda, reading_line
+from .host_reads import READS, HostReads, as_on_cuda, is_host, reading_line
 from .in_place import InPlace
 from .kernel_memory import KERNEL_MEMORY
 from .layouts import data_of, is_sparse
@@ -29,7 +29,7 @@ from .requests import USUAL_DEVICE, KernelMemory, Request, between
 from .samples import Samples
 from .sources import Source, Sources
 from .sparse import MAKING, PLAIN, RUN
-from .stream import Allocations, Category, Phase, Segment
+from .stream import Allocations, Category, Collective, Phase, Segment
 from .untraceable import REGISTER, refusal, require_followed, translated
 from .values import (
     SIZED_BY_VALUES,
@@ -49,6 +49,10 @@ _INDEXING = {
     id(torch.ops.aten.index_put.default),
     id(torch.ops.aten.index_put_.default),
 }
+_RESIZE, _TO_COPY = torch.ops.aten.resize_.default, torch.ops.aten._to_copy.default
+_COLLECTIVES = ("c10d", "_c10d_functional", "_dtensor")
+# Their names in NCCL's spelling; torch's differ by what they take, as in _allgather_base_.
+_OPERATIONS = ("all_gather", "all_reduce", "reduce_scatter", "broadcast")
 # Places of outputs that live on the host: the random seed and offset, outside of CUDA graphs.
 _HOST_OUTPUTS = {id(torch.ops.aten._scaled_dot_product_efficient_attention.default): (2, 3)}
 
@@ -78,6 +82,8 @@ class Recorder(TorchDispatchMode):
     With `workspaces`, the threads ("main", "autograd") that already have a cuBLAS workspace, the
     memory that CUDA's kernels take for themselves is recorded too; without it only the outputs of
     operations are.
+
+    `stream` is the number of the current CUDA stream.
     """
 
     def __init__(
@@ -89,10 +95,13 @@ class Recorder(TorchDispatchMode):
         workspaces: Iterable[str] | None = None,
     ) -> None:
         super().__init__()
+        self.stream = 0
+        # Storages of the host, which operations see on the meta device.
+        self._host: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self.segments: list[Segment] = []
         self._cache = MetaCache()
         self._in_place = InPlace()
-        self._sources = Sources(model)
+        self._sources = Sources()
         self.allocations = Allocations(classes=self._sources.classes)
         self._first = first
         self._samples = samples
@@ -105,6 +114,12 @@ class Recorder(TorchDispatchMode):
         self._empty: set[int] = set()
         self._is_sparse = False
         self._repeats: dict[Hashable, _Part] = {}
+        if model is not None:
+            self.know(model)
+
+    def know(self, model: torch.nn.Module) -> None:
+        """Take the names of a model's modules, parameters and buffers for the sources."""
+        self._sources.know(model)
 
     @contextmanager
     def phase(self, phase: Phase, category: Category = "temporary") -> Iterator[None]:
@@ -170,7 +185,8 @@ class Recorder(TorchDispatchMode):
         allocations, events = self.allocations, len(self._events or ())
         first, workspaces = len(allocations.nbytes), set(self.workspaces or ())
         result = run()
-        if self._events is None or (self._samples and self._samples.training is not None):
+        is_sampled = self._samples and self._samples.training is not None
+        if self._events is None or self._host or is_sampled:
             return result
         recorded = self._events[events:]
         made = {event for event in recorded if event >= 0}
@@ -221,6 +237,25 @@ class Recorder(TorchDispatchMode):
                 self._follow(made[name].untyped_storage(), number + shift)
         return made if part.is_dict else made.get("")
 
+    @contextmanager
+    def allocating(self, category: Category) -> Iterator[None]:
+        """Give this category to what is allocated inside."""
+        before, self._category = self._category, category
+        try:
+            yield
+        finally:
+            self._category = before
+
+    def resized(self, tensor: torch.Tensor) -> None:
+        """Record that code other than an operation has emptied or filled a tensor's storage."""
+        storage = tensor.untyped_storage()
+        if storage.nbytes():
+            self._see(tensor, _RESIZE)
+        elif (number := self._numbers.get(storage._cdata)) is not None:
+            self._follow(storage, number)
+            if self._events is not None:
+                self._events.append(~number)
+
     def expect_sparse(self) -> None:
         """Look for sparse tensors among the arguments of operations, which takes time."""
         self._is_sparse = True
@@ -233,6 +268,13 @@ class Recorder(TorchDispatchMode):
             if owner:
                 source = self.allocations.sources[index]
                 self.allocations.sources[index] = source._replace(module=owner)
+
+    def keep_on_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count a meta tensor as one of the host, and what is made from such tensors alone."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        self._host[key] = weakref.ref(storage, lambda _: self._host.pop(key))
+        return tensor
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Return whether the tensor lives on the recorded device; host tensors do not."""
@@ -248,6 +290,8 @@ class Recorder(TorchDispatchMode):
         if any(map(_unwraps_itself, types)):
             # The subclass runs the operation on its inner tensors, which come here again.
             return NotImplemented
+        if self._host and (value := self._on_host(func, args, kwargs)) is not NotImplemented:
+            return value
         if (
             func in READS
             and (value := self._host_reads.run(func, args, kwargs)) is not NotImplemented
@@ -276,8 +320,47 @@ class Recorder(TorchDispatchMode):
             self._add_requests(memory, func, args, kwargs, result, self._events, first_output)
         return result
 
+    def _on_host(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation that copies to the host, or whose meta tensors are all of the host.
+
+        Return NotImplemented for others, and for reads of values.
+        """
+        if func is _TO_COPY and is_host(kwargs.get("device")):
+            return self.keep_on_host(torch.empty_like(args[0], dtype=kwargs.get("dtype")))
+        metas = [each for each in _tensors_in(args) if each.is_meta]
+        if func in READS or not metas:
+            return NotImplemented
+        if not all(tensor.untyped_storage()._cdata in self._host for tensor in metas):
+            return NotImplemented
+        result = self._cache.run(func, args, kwargs)
+        outputs = _tensors_in(result)
+        for output in outputs:
+            if output.is_meta:
+                self.keep_on_host(output)
+        self._note_values(func, args, kwargs, outputs)
+        return result
+
+    def _note_collective(self, func: Any, args: Any, outputs: list[Any]) -> None:
+        from torch.distributed._tools.fake_collectives import (
+            CollectiveOp,
+            collective_ops,
+            sync_ops,
+        )
+
+        if func not in collective_ops or func in sync_ops:
+            return
+        words = func._schema.name.partition("::")[2].replace("_", "")
+        name = next(
+            (name for name in _OPERATIONS if words.startswith(name.replace("_", ""))), words
+        )
+        ranks = CollectiveOp.get_process_group(func, args).size()
+        nbytes = max(map(_bytes_in, (*args, outputs)))
+        self.segments[-1].collectives.append(Collective(name, ranks, nbytes))
+
     def _note_values(self, func: Any, args: Any, kwargs: Any, outputs: list[Any]) -> None:
-        """Keep what is needed to know the values of the outputs later."""
+        """Keep what is needed to know the values of the outputs later; note a collective."""
+        if func.namespace in _COLLECTIVES:
+            self._note_collective(func, args, outputs)
         if self._samples is not None:
             if id(func) not in PARTS:
                 self._samples.note(func, args, kwargs, outputs)
@@ -431,7 +514,11 @@ class Recorder(TorchDispatchMode):
         self, requests: Sequence[Request], nbytes: Sequence[int], category: Category, source: Source
     ) -> None:
         """Number the requests of a kernel as allocations."""
-        self.allocations.requests.update(enumerate(requests, len(self.allocations.nbytes)))
+        first = len(self.allocations.nbytes)
+        self.allocations.requests.update(enumerate(requests, first))
+        if self.stream:
+            numbers = range(first, first + len(nbytes))
+            self.allocations.streams.update(dict.fromkeys(numbers, self.stream))
         self.allocations.nbytes.extend(nbytes)
         self.allocations.categories.extend(category for _ in nbytes)
         self.allocations.sources.extend([source] * len(nbytes))
@@ -440,6 +527,8 @@ class Recorder(TorchDispatchMode):
         """Number a new allocation; `source` is the operation that requests it, or a Source."""
         allocations = self.allocations
         number = self._first + len(allocations.nbytes)
+        if self.stream:
+            allocations.streams[len(allocations.nbytes)] = self.stream
         allocations.nbytes.append(nbytes)
         allocations.categories.append(category)
         allocations.sources.append(
@@ -459,8 +548,10 @@ class Recorder(TorchDispatchMode):
             return
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if self._events is None or (
-            key in self._numbers and (key not in self._empty or not storage.nbytes())
+        if (
+            self._events is None
+            or key in self._host
+            or (key in self._numbers and (key not in self._empty or not storage.nbytes()))
         ):
             return
         self._follow(storage, self._request(storage.nbytes(), self._category, source))
@@ -488,6 +579,14 @@ class Recorder(TorchDispatchMode):
 
         self._numbers[key] = number
         self._storages[key] = weakref.ref(storage, ended)
+
+
+def _tensors_in(value: Any) -> list[torch.Tensor]:
+    return [each for each in tree_leaves(value) if isinstance(each, torch.Tensor)]
+
+
+def _bytes_in(value: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(value))
 
 
 def _named(result: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from optprof import optimizers
 from optprof.scenarios import Scenario, models
 from optprof.scenarios.spec import Device, Implementation
 
+from .parallel import splitting_state
+
 
 def make_optimizer(
     scenario: Scenario, parameters: Sequence[torch.nn.Parameter], names: Sequence[str] | None = None
@@ -33,9 +35,13 @@ def make_optimizer(
             **options,
             **{name: value for name, value in attention.items() if options.get(name) is None},
         }
-    made = optimizers.create(
-        scenario.optimizer, trained, implementation=scenario.implementation, **options
-    )
+
+    def make(part: Sequence[Any]) -> torch.optim.Optimizer:
+        return optimizers.create(
+            scenario.optimizer, part, implementation=scenario.implementation, **options
+        )
+
+    made = splitting_state(scenario, make)(trained)
     set_training(made, True)
     return made
 
