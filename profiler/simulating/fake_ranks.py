@@ -33,6 +33,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from optprof.scenarios import Scenario
 
+from ..tracing.kernel_memory import KERNEL_MEMORY
+from ..tracing.sharding_memory import kernels
 from ..tracing.stream import Category
 from ..tracing.trace import Recorder
 
@@ -138,7 +140,7 @@ def following(recorder: Recorder, scenario: Scenario) -> Iterator[None]:
             _named(collectives.DefaultAllocMixin.allocate, recorder, "communication"),
         ),
     ]
-    with ExitStack() as stack, catch_warnings():
+    with ExitStack() as stack, catch_warnings(), mock.patch.dict(KERNEL_MEMORY, kernels()):
         # The models' losses are views, which nothing changes in place.
         filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         for owner, name, replacement in replaced:

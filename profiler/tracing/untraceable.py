@@ -114,10 +114,7 @@ def require_followed(tensor: torch.Tensor, path: str) -> None:
             f"{name} is a nested tensor of strided layout; use layout=torch.jagged or --device cpu"
         )
     if is_sharded(tensor):
-        raise UntraceableError(
-            f"{name} is a DTensor, which --parallel makes of a model's parameters; leave the sharding"
-            f" out, or {_SEE}"
-        )
+        raise UntraceableError(f"{name} is a DTensor; leave the sharding to --parallel, or {_SEE}")
     if is_traceable_wrapper_subclass(tensor) and tensor.layout is not torch.jagged:
         raise UntraceableError(
             f"{name} is a {type(tensor).__name__}, which a simulation does not follow; {_SEE}"
