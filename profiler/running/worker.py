@@ -19,7 +19,7 @@ from optprof.scenarios import schema
 from ..allocator.settings import VARIABLES
 from .child import Job
 from .log import Log
-from .processes import MARK, ON_LINUX, end_marked
+from .processes import MARK, ON_LINUX, end_marked, how_it_ended
 from .zygote import END, MOST_ANSWER_BYTES
 
 _POLL_SECONDS = 0.5
@@ -38,11 +38,7 @@ class ChildEndedError(Exception):
     """A process ended without an answer; `status` is its exit status, or minus a signal."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(
-            f"the process was ended by {_signal_name(-status)}"
-            if status < 0
-            else f"the process ended with status {status}"
-        )
+        super().__init__(f"the process {how_it_ended(status)}")
         self.status = status
 
 
@@ -250,10 +246,3 @@ def _pipe() -> tuple[int, int]:
         ends.append(fcntl(descriptor, F_DUPFD_CLOEXEC, 3))
         os.close(descriptor)
     return ends[0], ends[1]
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
