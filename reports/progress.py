@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from .streams import console_on, is_quiet, say
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from optprof.scenarios import Scenario
 
 
@@ -28,9 +30,19 @@ def busy(text: str) -> Iterator[None]:
             os.write(stream.fileno(), b"\r\x1b[K")
 
 
+class Shown:
+    """The progress of scenarios: `started` and `finished` are called with the place of each."""
+
+    def started(self, place: int, scenario: "Scenario") -> None:
+        """Show the scenario that starts."""
+
+    def finished(self, place: int) -> None:
+        """Count a scenario that has ended."""
+
+
 @contextmanager
-def progress(scenarios: "Sequence[Scenario]") -> Iterator[Callable[[int, "Scenario"], None]]:
-    """Yield a function to call before each scenario, with its place.
+def progress(scenarios: "Sequence[Scenario]", *, jobs: int = 1) -> Iterator[Shown]:
+    """Yield the progress, of which `started` must be called, and `finished` if `jobs` run at once.
 
     It moves a bar on a terminal, and prints a line elsewhere. Both say how long the rest takes.
     """
@@ -38,9 +50,8 @@ def progress(scenarios: "Sequence[Scenario]") -> Iterator[Callable[[int, "Scenar
     from rich.table import Column
 
     if is_quiet():
-        yield lambda _place, _scenario: None
+        yield Shown()
         return
-    total, left = len(scenarios), TimeLeft(scenarios)
     terminal = console_on(sys.stderr)
     # One line on any terminal: its end, the scenario, is cut.
     one_line = Column(no_wrap=True, overflow="ellipsis")
@@ -50,61 +61,100 @@ def progress(scenarios: "Sequence[Scenario]") -> Iterator[Callable[[int, "Scenar
     with Progress(
         *columns, console=terminal, transient=True, redirect_stdout=False, redirect_stderr=False
     ) as bar:
-        task = bar.add_task("", total=total)
+        shown = _Bar(scenarios, jobs, bar)
+        yield shown
+        shown.end()
 
-        def ended(seconds: float | None) -> None:
-            if seconds is not None:
-                say(f"  {seconds:.1f} s", level=1)
 
-        def started(place: int, scenario: "Scenario") -> None:
-            ended(left.start(place, monotonic()))
-            gpu = f", {scenario.gpu}" if scenario.gpu else ""
-            title = (
-                f"{scenario.model} {scenario.optimizer} {scenario.workload} on"
-                f" {scenario.device}{gpu}"
-            )
-            title, rest = " ".join(title.split()), left.text()
-            bar.update(task, completed=place, description=" · ".join(filter(None, (rest, title))))
-            if not terminal.is_terminal:
-                words = " · ".join(filter(None, (title, rest)))
-                sys.stderr.write(f"[{place + 1}/{total}] {words}\n")
+class _Bar(Shown):
+    """A bar on a terminal, and a line for each scenario elsewhere."""
 
-        yield started
-        ended(left.start(total, monotonic()))
+    def __init__(self, scenarios: "Sequence[Scenario]", jobs: int, bar: "Progress") -> None:
+        self._bar, self._total, self._jobs = bar, len(scenarios), jobs
+        self._left = TimeLeft(scenarios, jobs)
+        self._task = bar.add_task("", total=self._total)
+
+    def started(self, place: int, scenario: "Scenario") -> None:
+        """Show the scenario that starts, and how long the rest takes."""
+        self._say(place - 1, self._left.start(place, monotonic()))
+        gpu = f", {scenario.gpu}" if scenario.gpu else ""
+        title = (
+            f"{scenario.model} {scenario.optimizer} {scenario.workload} on {scenario.device}{gpu}"
+        )
+        title, rest = " ".join(title.split()), self._left.text()
+        self._bar.update(
+            self._task,
+            completed=self._left.done,
+            description=" · ".join(filter(None, (rest, title))),
+        )
+        if not self._bar.console.is_terminal:
+            words = " · ".join(filter(None, (title, rest)))
+            sys.stderr.write(f"[{place + 1}/{self._total}] {words}\n")
+
+    def finished(self, place: int) -> None:
+        """Count the scenario, and with -v say its seconds."""
+        self._say(place, self._left.end(place, monotonic()))
+        self._bar.update(self._task, completed=self._left.done)
+
+    def end(self) -> None:
+        """Say the seconds of the last scenario."""
+        self._say(self._total - 1, self._left.start(self._total, monotonic()))
+
+    def _say(self, place: int, seconds: float | None) -> None:
+        if seconds is not None:
+            which = f"[{place + 1}/{self._total}] " if self._jobs > 1 else ""
+            say(f"  {which}{seconds:.1f} s", level=1)
 
 
 class TimeLeft:
     """Estimate the seconds that a run still takes, from those of its scenarios so far.
 
     A scenario is expected to take as long as others of its kind took on average: of its model,
-    device and workload, else of its device and workload.
+    device and workload, else of its device and workload. Up to `jobs` run at once.
     """
 
-    def __init__(self, scenarios: "Sequence[Scenario]") -> None:
-        self._scenarios = scenarios
+    def __init__(self, scenarios: "Sequence[Scenario]", jobs: int = 1) -> None:
+        self._scenarios, self._jobs = scenarios, jobs
         self._seconds: dict[tuple[str, ...], list[float]] = {}
-        self._place = 0
-        self._since: float | None = None
+        self._since: dict[int, float] = {}
+        # As a dictionary, which keeps the order.
+        self._left = dict.fromkeys(range(len(scenarios)))
+
+    @property
+    def done(self) -> int:
+        """The number of scenarios that have ended."""
+        return len(self._scenarios) - len(self._left)
 
     def start(self, place: int, now: float) -> float | None:
-        """Note that a scenario starts, which ends the one before; return the latter's seconds."""
-        before, since = self._place, self._since
-        self._place, self._since = place, now
-        if since is None:
+        """Note that a scenario starts.
+
+        If one runs at a time, that ends the one before, whose seconds are returned.
+        """
+        before = next(iter(self._since), None) if self._jobs == 1 else None
+        seconds = None if before is None else self.end(before, now)
+        self._since[place] = now
+        return seconds
+
+    def end(self, place: int, now: float) -> float | None:
+        """Note that a scenario has ended; return its seconds if it runs."""
+        if place not in self._since:
             return None
-        for kind in _kinds(self._scenarios[before]):
-            self._seconds.setdefault(kind, []).append(now - since)
-        return now - since
+        seconds = now - self._since.pop(place)
+        self._left.pop(place, None)
+        for kind in _kinds(self._scenarios[place]):
+            self._seconds.setdefault(kind, []).append(seconds)
+        return seconds
 
     def text(self) -> str:
-        """Return the estimate, with the running scenario; nothing before the first has ended."""
-        seconds = [self._expected(each) for each in self._scenarios[self._place :]]
+        """Return the estimate, with the running scenarios; nothing before the first has ended."""
+        seconds = [self._expected(self._scenarios[place]) for place in self._left]
         known = [each for each in seconds if each is not None]
+        left = sum(known) / min(self._jobs, max(1, len(known)))
         # The first scenario traces the model for the others, which are faster.
-        if not known or sum(known) < 1:
+        if not known or left < 1:
             return ""
         least = "more than" if len(known) < len(seconds) else "about"
-        return f"{least} {_rounded(sum(known))} left"
+        return f"{least} {_rounded(left)} left"
 
     def _expected(self, scenario: "Scenario") -> float | None:
         taken = next(filter(None, map(self._seconds.get, _kinds(scenario))), None)

@@ -333,7 +333,9 @@ class Record:
     `ranks` if several processes share the work: a simulated record's `memory` is that of
     `scenario.rank`, a measured one's that of the rank with the highest peak, or the most bytes.
     `deciding_options` has the options that decide the bytes of the optimizer's state, each with its
-    default; it is None in older records and for optimizers outside the catalogue.
+    default; it is None in older records and for optimizers outside the catalogue. `place` orders
+    the records of a run as its scenarios were planned; they may end in another order. Older records
+    and those of watched loops have none.
 
     `error` is one line if `outcome` is not "ok". `log` is the file, below the run's folder, with
     all that the scenario's process printed. `warnings` are lines on uncertain counts, such as a
@@ -355,6 +357,7 @@ class Record:
     course: Course | None = None
     ranks: Ranks | None = None
     deciding_options: Mapping[Text, Any] | None = None
+    place: Count | None = None
     warnings: Texts = ()
     lost: Texts = ()
     error: Text | None = None

@@ -342,6 +342,11 @@ class RunStore:
         with without_collections():
             return list(self._records(keep))
 
+    def next_place(self) -> int:
+        """Return the place of the next scenario in the order of the run."""
+        places = (record.place for record in self.read())
+        return 1 + max((place for place in places if place is not None), default=-1)
+
     def read_standing(self, keep: Callable[[Record], Record] | None = None) -> list[Record]:
         """Return the last record of each scenario, as `read` does."""
         with without_collections():
@@ -463,8 +468,21 @@ def without_collections() -> Iterator[None]:
 
 
 def standing(records: Iterable[Record]) -> list[Record]:
-    """Return the last record of each scenario, in the order of the first."""
-    return list({scenario_key(record.scenario): record for record in records}.values())
+    """Return the last record of each scenario, in the order of the first.
+
+    Records go by their `place`: scenarios that ran at once have ended in another order. A record
+    without a place stays behind those before it.
+    """
+    last: dict[bytes, Record] = {}
+    places: dict[bytes, int] = {}
+    latest = -1
+    for record in records:
+        place = latest if record.place is None else record.place
+        latest = max(latest, place)
+        key = scenario_key(record.scenario)
+        places.setdefault(key, place)
+        last[key] = record
+    return [last[key] for key in sorted(last, key=places.__getitem__)]
 
 
 def scenario_key(scenario: Scenario) -> bytes:

@@ -17,7 +17,7 @@ from ..records.outcome import one_line, outcome_of
 from ..records.record import SCHEMA, Outcome, Record
 from ..records.store import RunStore, file_name
 from .forks import flush, send
-from .launching import ONE_MACHINE, Machines, RankFailedError, launch_ranks
+from .launching import ONE_NODE, Nodes, RankFailedError, launch_ranks
 
 if TYPE_CHECKING:
     from ..simulating.simulation import Simulation
@@ -32,7 +32,7 @@ class Job:
     Without `folder` no files are written; `snapshots` and `traces` request more of them. For a
     scenario to measure, `simulated` is the record of its simulation; `force` measures it even if it
     needs more than the free memory. `path` is its `sys.path`. `together` are further simulations
-    for the same process, which write no files. Measured ranks run on `machines`, and write into the
+    for the same process, which write no files. Measured ranks run on `nodes`, and write into the
     folder `scratch` until they end.
     """
 
@@ -44,7 +44,7 @@ class Job:
     force: bool = False
     path: tuple[str, ...] = ()
     together: tuple[Scenario, ...] = ()
-    machines: Machines = ONE_MACHINE
+    nodes: Nodes = ONE_NODE
     scratch: str | None = None
 
     def to_line(self) -> bytes:
@@ -60,8 +60,8 @@ class Job:
             "scenario": Scenario(**data["scenario"]),
             "together": tuple(Scenario(**each) for each in data["together"]),
         }
-        machines = Machines(**data["machines"])
-        return cls(**{**data, **scenarios, "simulated": simulated, "machines": machines})
+        nodes = Nodes(**data["nodes"])
+        return cls(**{**data, **scenarios, "simulated": simulated, "nodes": nodes})
 
 
 def prepare(job: Job) -> None:
@@ -177,7 +177,7 @@ def _measure_on_ranks(job: Job) -> Record:
     from ..measuring.ranks import require_room_on_host
 
     scenario = job.scenario
-    local_ranks = scenario.ranks // job.machines.nnodes
+    local_ranks = scenario.ranks // job.nodes.nnodes
     if not job.force:
         require_room_on_host(scenario, job.simulated, local_ranks)
     assert job.scratch is not None
@@ -187,7 +187,7 @@ def _measure_on_ranks(job: Job) -> Record:
             job,
             name=f"optprof-{file_name(scenario)}",
             local_ranks=local_ranks,
-            machines=job.machines,
+            nodes=job.nodes,
             scratch=Path(job.scratch),
         )
     except RankFailedError as error:
@@ -203,7 +203,7 @@ def _as_rank(job: Job) -> Record:
     scenario = job.scenario
     prepare(job)
     # The files of other ranks would have the same names.
-    writes = job.folder is not None and job.machines.is_host and os.environ["LOCAL_RANK"] == "0"
+    writes = job.folder is not None and job.nodes.is_host and os.environ["LOCAL_RANK"] == "0"
     store = RunStore(Path(job.folder)) if writes and job.folder else None
     files = (
         files_for(store, scenario, snapshots=job.snapshots, traces=job.traces) if store else Files()

@@ -1,37 +1,34 @@
-"""Forks: a process for one job, and the pipes between it and the zygote."""
+"""Forks: processes forked from the zygote, and the channels by which they get jobs."""
 
 import ctypes
 import json
 import os
 import signal
+import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from .processes import ON_LINUX, end_with, thread_count
 
 MOST_ANSWER_BYTES = 16 << 20
+_SIZE_BYTES = 8
 # From OpenMP's omp.h: release all resources, threads included.
 _OMP_PAUSE_HARD = 2
 
 
 class Fork:
-    """A process that does one job; `status` is its exit status, None until that is known."""
+    """A forked process; `status` is its exit status, None until that is known."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.pid = fork(work)
         self.status: int | None = None
 
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """Descriptors that become readable when `poll` has news."""
-        return ()
-
     def poll(self) -> int | None:
-        """Return the exit status of the job, or minus the signal that ended it; None if it runs."""
+        """Return the exit status, or minus the signal that ended it; None if it still runs."""
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.status = os.waitstatus_to_exitcode(status) if pid else None
@@ -80,32 +77,34 @@ def is_safe_to_fork() -> bool:
     return thread_count() == 1
 
 
-class Inbox:
-    """Lines from a descriptor."""
+def pass_on(control: socket.socket, line: bytes, descriptors: Sequence[int]) -> None:
+    """Send a line and descriptors to another process."""
+    # The size alone is sent with the descriptors: a receiver never reads into the next message.
+    socket.send_fds(control, [len(line).to_bytes(_SIZE_BYTES, "big")], descriptors)
+    control.sendall(line)
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.closed = False
-        self._read = bytearray()
 
-    def read(self) -> None:
-        """Read what has arrived, once the descriptor is readable."""
-        chunk = os.read(self.descriptor, 1 << 16)
-        self.closed = not chunk
-        self._read += chunk
-
-    @property
-    def size(self) -> int:
-        """The number of bytes read and not yet taken as lines."""
-        return len(self._read)
-
-    def line(self) -> bytes | None:
-        """Take the next whole line; None if there is none yet."""
-        line, end, rest = bytes(self._read).partition(b"\n")
-        if not end:
+def take(control: socket.socket, count: int) -> tuple[bytes, list[int]] | None:
+    """Return the line and the descriptors of the next `pass_on`; None if the sender is gone."""
+    flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+    size, descriptors, _, _ = socket.recv_fds(control, _SIZE_BYTES, count, flags)
+    if len(descriptors) < count:
+        return None
+    line, whole = bytearray(), int.from_bytes(size, "big")
+    while len(line) < whole:
+        chunk = control.recv(whole - len(line))
+        if not chunk:
             return None
-        self._read = bytearray(rest)
-        return line + end
+        line += chunk
+    return bytes(line), descriptors
+
+
+def print_into(descriptor: int) -> None:
+    """Let all that this process prints go to the descriptor, which is closed."""
+    flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
 
 
 def read_answer(reader: int, answer: bytearray) -> bool:

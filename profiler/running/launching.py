@@ -30,7 +30,7 @@ _MOST_LAST_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machines:
+class Nodes:
     """The machines of measured ranks: their number, and the HOST:PORT where they meet.
 
     `is_host` is true on the machine that HOST names, which keeps the records. A single machine
@@ -42,7 +42,7 @@ class Machines:
     is_host: bool = True
 
 
-ONE_MACHINE = Machines()
+ONE_NODE = Nodes()
 
 
 class RankFailedError(Exception):
@@ -58,7 +58,7 @@ def launch_ranks(
     *arguments: Any,
     name: str,
     local_ranks: int,
-    machines: Machines,
+    nodes: Nodes,
     scratch: Path,
 ) -> Any:
     """Return the result of `work` on this machine's first rank, once all ranks have ended.
@@ -72,16 +72,16 @@ def launch_ranks(
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    is_alone = machines.nnodes == 1
-    endpoint = machines.endpoint or "localhost:0"
+    is_alone = nodes.nnodes == 1
+    endpoint = nodes.endpoint or "localhost:0"
     config = LaunchConfig(
-        min_nodes=machines.nnodes,
-        max_nodes=machines.nnodes,
+        min_nodes=nodes.nnodes,
+        max_nodes=nodes.nnodes,
         nproc_per_node=local_ranks,
         run_id=name,
         rdzv_backend="c10d",
         rdzv_endpoint=endpoint,
-        rdzv_configs={"is_host": machines.is_host, "join_timeout": PATIENCE},
+        rdzv_configs={"is_host": nodes.is_host, "join_timeout": PATIENCE},
         max_restarts=0,
         monitor_interval=_INTERVAL,
         start_method="fork" if ON_LINUX and is_safe_to_fork() else "spawn",
@@ -95,7 +95,7 @@ def launch_ranks(
     except ChildFailedError as error:
         raise _failure(error.failures, scratch, kills) from None
     except RendezvousError as error:
-        count = "this machine" if is_alone else f"{machines.nnodes} machines"
+        count = "this machine" if is_alone else f"{nodes.nnodes} machines"
         raise ConnectionError(
             f"torchrun found no meeting point for {count} at {endpoint} after"
             f" {time.monotonic() - start:.0f} s ({error.__cause__ or error}); give an"

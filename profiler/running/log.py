@@ -1,8 +1,8 @@
 """Log: the beginning and the end of a scenario's output, in a file that cannot fill the disk."""
 
 import os
-from pathlib import Path
 
+from ..records.store import RunStore
 from ..safety import disk
 
 # Bytes to keep from the beginning and from the end of the output.
@@ -14,15 +14,17 @@ _MOST_LETTERS = 600
 
 
 class Log:
-    """A file below a run's folder, made with the first output; a full disk costs only the log.
+    """A new file of a run, made with the first output; a full disk costs only the log.
 
     `error` is the reason if the output could not be written.
     """
 
-    def __init__(self, path: Path, *, below: Path) -> None:
-        self.path = path
+    def __init__(self, store: RunStore) -> None:
+        # The path may be relative, and the working directory may change.
+        self._store = RunStore(store.folder.absolute())
+        self._below = self._store.folder
+        self.path = self._store.log_path()
         self.error: OSError | ValueError | None = None
-        self._below = below
         self._descriptor: int | None = None
         self._seen = 0
         self._tail = bytearray()
@@ -71,14 +73,21 @@ class Log:
         try:
             if self._descriptor is None:
                 disk.make_folder(self.path.parent, below=self._below)
-                self._descriptor = disk.open_to_append(
-                    self.path, os.O_CREAT | os.O_EXCL, below=self._below
-                )
+                self._descriptor = self._open()
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
         except (OSError, ValueError) as error:
             self._give_up(error)
+
+    def _open(self) -> int:
+        while True:
+            try:
+                how = os.O_CREAT | os.O_EXCL
+                return disk.open_to_append(self.path, how, below=self._below)
+            except FileExistsError:
+                # That of another scenario, which runs at the same time.
+                self.path = self._store.log_path()
 
     def _give_up(self, error: OSError | ValueError) -> None:
         """Remove the log, which leaves its space to the record."""

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,13 +39,11 @@ def end_with(parent: int) -> None:
 
 
 def end_descendants(*kept: int) -> None:
-    """Kill all descendants of this process except the `kept`, until none is left."""
+    """Kill all descendants of this process, until none is left, except the `kept` and theirs."""
     until = time.monotonic() + _PATIENCE
     while ON_LINUX and time.monotonic() < until:
-        parents = _parents()
-        pids = [pid for pid in _below(os.getpid(), parents) if pid not in kept]
-        # A kept process reaps its own children.
-        if all(parents[pid] in kept and _is_dead(pid) for pid in pids):
+        pids = _below(os.getpid(), _parents(), kept)
+        if not pids:
             return
         for pid in pids:
             _kill(pid)
@@ -87,10 +86,11 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _below(root: int, parents: dict[int, int]) -> list[int]:
+def _below(root: int, parents: dict[int, int], kept: Collection[int]) -> list[int]:
     children: dict[int, list[int]] = {}
     for pid, parent in parents.items():
-        children.setdefault(parent, []).append(pid)
+        if pid not in kept:
+            children.setdefault(parent, []).append(pid)
     descendants, waiting = [], [root]
     while waiting:
         started = children.get(waiting.pop(), [])

@@ -4,11 +4,14 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import groupby, islice
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 from optprof.optimizers.catalogue import CATALOGUE
 from optprof.scenarios import Scenario
@@ -21,13 +24,16 @@ from ..records.record import Outcome, Record
 from ..records.store import RunStore
 from ..safety import disk
 from .child import Job, without_result
-from .launching import ONE_MACHINE, Machines
+from .launching import ONE_NODE, Nodes
 from .log import Log, last_lines
 from .traced_models import model_key
 from .worker import ChildEndedError, Worker
 
 # Free space on disk for the next record; one with many samples takes half of it.
 _FREE_BYTES = 64 << 10
+_POLL_SECONDS = 0.05
+# Waiting scenarios among which one is chosen to start.
+_MOST_LOOKED_AT = 100
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -41,7 +47,7 @@ class Runner:
     traces: bool = False
     timeout: float | None = None
     force: bool = False
-    machines: Machines = ONE_MACHINE
+    nodes: Nodes = ONE_NODE
 
     def find(self, scenario: Scenario) -> Record:
         """Return the scenario's record, not yet stored; `lost` has the files not written."""
@@ -53,9 +59,9 @@ class Runner:
             snapshots=self.snapshots,
             traces=self.traces,
             force=self.force,
-            machines=self.machines,
+            nodes=self.nodes,
         )
-        with Log(self.store.log_path().absolute(), below=folder) as log:
+        with Log(self.store) as log:
             record = (
                 self._record(job, log, self.timeout)
                 if scenario.device == "sim"
@@ -75,8 +81,7 @@ class Runner:
         first, *others = scenarios
         job, records = Job(scenario=first, together=tuple(others)), []
         timeout = None if self.timeout is None else self.timeout * len(scenarios)
-        folder = self.store.folder.absolute()
-        with Log(self.store.log_path().absolute(), below=folder) as log:
+        with Log(self.store) as log:
             try:
                 answer = self.worker.ask(job, log, timeout).get("records")
                 records = [Record.from_dict(each) for each in answer or ()]
@@ -136,22 +141,26 @@ def run(
     started: Callable[[int, Scenario], None],
     *,
     worker: Worker | None = None,
+    jobs: int = 1,
+    finished: Callable[[int], None] = lambda _place: None,
     snapshots: bool = False,
     traces: bool = False,
     timeout: float | None = None,
     force: bool = False,
-    machines: Machines = ONE_MACHINE,
+    nodes: Nodes = ONE_NODE,
 ) -> list[Record]:
-    """Run all scenarios and append their records to `store`, one by one.
+    """Run all scenarios and append their records to `store`, each as it ends; return them in order.
 
-    `started` is called with the place of each scenario before it runs. `snapshots` writes a pickle
-    for memory_viz for each training step that is simulated or runs on CUDA, `traces` a trace of
-    torch.profiler for each measured one. `timeout` is in seconds per scenario; `force` measures
-    scenarios that would not fit. Measured ranks run on `machines`. A given `worker` is not ended.
+    Up to `jobs` simulations run at once; a scenario that measures runs alone. `started` is called
+    with the place of each scenario before it runs, `finished` once its record is on the disk.
+    `snapshots` writes a pickle for memory_viz for each training step that is simulated or runs on
+    CUDA, `traces` a trace of torch.profiler for each measured one. `timeout` is in seconds per
+    scenario; `force` measures scenarios that would not fit. Measured ranks run on `nodes`. A given
+    `worker` is not ended.
+
     Raises OSError if the run's folder cannot be written: before a scenario without space for its
-    record, or after a record with lost files.
+    record, or after a record with lost files. What runs then is recorded first.
     """
-    records = []
     with nullcontext(worker) if worker else Worker() as run_worker:
         runner = Runner(
             worker=run_worker,
@@ -160,55 +169,212 @@ def run(
             traces=traces,
             timeout=timeout,
             force=force,
-            machines=machines,
+            nodes=nodes,
         )
-        words = command()
-        planned.begin(store.folder, scenarios, words, anonymous=store.anonymous)
-        together: list[Record] = []
-        tried = 0
-        for place, scenario in enumerate(scenarios):
-            _require_space(store)
-            started(place, scenario)
-            if place == tried:
-                group = _alike(scenarios[place:])
-                tried = place + len(group)
-                together = runner.find_together(group) if len(group) > 1 else []
-            record = append(store, together.pop(0) if together else runner.find(scenario))
-            records.append(record)
-            if record.lost:
-                raise OSError(
-                    f"{store.folder}/{record.lost[0]}; its record is kept: repair that, and go on"
-                    " with --resume"
-                )
-        planned.end(store.folder, words, anonymous=store.anonymous)
-    return records
+        with ThisMachine(runner, jobs) as machine:
+            return Recording(scenarios, store, machine, started, finished).run()
 
 
-def _alike(scenarios: Sequence[Scenario]) -> Sequence[Scenario]:
-    """Return the first scenarios, as far as one process may simulate all of them.
+class Machines(Protocol):
+    """The place where scenarios run: this machine, or a cluster. Groups are places of scenarios.
 
-    Those are about the state alone of one model, and run no code but ours, torch's and
-    transformers'. They take a few hundredths of a second each, less than a process.
+    A scenario that was given to a cluster waits there, and does not start at once.
     """
 
-    def key(scenario: Scenario) -> Scenario | None:
+    starts_at_once: bool
+
+    def groups(self, scenarios: Sequence[Scenario]) -> list[list[int]]:
+        """Take the scenarios of a run; return which ones start together."""
+        ...
+
+    def choose(self, waiting: Sequence[list[int]], running: Iterable[list[int]]) -> int | None:
+        """Return the number of the waiting group to start now; None if there is no room."""
+        ...
+
+    def start(self, group: Sequence[int]) -> "Future[list[Record]]":
+        """Start a group; its result has a record for each scenario, or none to start each alone."""
+        ...
+
+    def stop(self) -> None:
+        """End all that runs."""
+        ...
+
+
+class ThisMachine:
+    """Runs up to `jobs` simulations at once; a scenario that measures runs alone.
+
+    With several jobs, simulations come before measurements.
+    """
+
+    starts_at_once = True
+
+    def __init__(self, runner: Runner, jobs: int) -> None:
+        self._runner, self._jobs = runner, jobs
+        self._threads = ThreadPoolExecutor(max_workers=jobs)
+        self._futures: list[Future[list[Record]]] = []
+        self._scenarios: Sequence[Scenario] = ()
+        self._models: list[Scenario | None] = []
+        self._traced: set[Scenario] = set()
+
+    def __enter__(self) -> "ThisMachine":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._threads.shutdown()
+
+    def groups(self, scenarios: Sequence[Scenario]) -> list[list[int]]:
+        """Take the scenarios; group the simulations that one process can do."""
+        self._scenarios, self._models = scenarios, [*map(model_key, scenarios)]
+        groups: list[list[int]] = []
+        for shares, consecutive in groupby(range(len(scenarios)), self._shared_process):
+            places = [*consecutive]
+            groups += [places] if shares else [[place] for place in places]
+        return groups
+
+    def choose(self, waiting: Sequence[list[int]], running: Iterable[list[int]]) -> int | None:
+        """Return the first group; with several jobs, one that waits for nothing that runs."""
+        under_way = [group[0] for group in running]
+        if not under_way and self._jobs == 1:
+            return 0
+        simulated = [
+            number
+            for number, group in enumerate(islice(waiting, _MOST_LOOKED_AT))
+            if self._scenarios[group[0]].device == "sim"
+        ]
+        if not under_way:
+            return next(iter(simulated), 0)
+        is_alone = any(self._scenarios[place].device != "sim" for place in under_way)
+        if is_alone or len(under_way) >= self._jobs or not simulated:
+            return None
+        # A model's other optimizers wait until it is traced.
+        tracing = {self._models[place] for place in under_way} - self._traced
+        free = (n for n in simulated if self._models[waiting[n][0]] not in tracing)
+        return next(free, simulated[0])
+
+    def start(self, group: Sequence[int]) -> "Future[list[Record]]":
+        """Start a group in a thread, which waits for its process."""
+        if self._jobs > 1 and self._scenarios[group[0]].device == "sim":
+            self._futures.append(self._threads.submit(self._find, group))
+            return self._futures[-1]
+        # Nothing else runs, and Ctrl-C reaches the scenario in this thread.
+        future: Future[list[Record]] = Future()
+        future.set_result(self._find(group))
+        return future
+
+    def stop(self) -> None:
+        """End the processes, and wait for the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        while wait(self._futures, timeout=_POLL_SECONDS).not_done:
+            self._runner.worker.interrupt()
+
+    def _find(self, group: Sequence[int]) -> list[Record]:
+        if len(group) > 1:
+            return self._runner.find_together([self._scenarios[place] for place in group])
+        record = self._runner.find(self._scenarios[group[0]])
+        model = self._models[group[0]]
+        if model is not None:
+            self._traced.add(model)
+        return [record]
+
+    def _shared_process(self, place: int) -> Scenario | None:
+        """Return the model whose states one process may simulate with this scenario.
+
+        Those run no code but ours, torch's and transformers', and take a few hundredths of a second
+        each, less than a process.
+        """
+        scenario = self._scenarios[place]
         entry = CATALOGUE.get(scenario.optimizer)
         is_ours = entry is not None and entry.package in ("optprof", "torch")
         is_alone = ":" not in scenario.model and scenario.workload == "state"
-        return model_key(scenario) if is_ours and is_alone else None
-
-    first = key(scenarios[0])
-    others = scenarios[1:] if first else ()
-    return [scenarios[0], *takewhile(lambda scenario: key(scenario) == first, others)]
+        return self._models[place] if is_ours and is_alone else None
 
 
-def _require_space(store: RunStore) -> None:
-    """Raise OSError if the disk has no space for another record, before hours of measuring."""
+class Recording:
+    """Records scenarios as they end, in any order, and knows which still run.
+
+    If the disk is full, what runs is recorded before the error is raised, and nothing else starts.
+    """
+
+    def __init__(
+        self,
+        scenarios: Sequence[Scenario],
+        store: RunStore,
+        machines: Machines,
+        started: Callable[[int, Scenario], None],
+        finished: Callable[[int], None],
+    ) -> None:
+        self._scenarios, self._store, self._machines = scenarios, store, machines
+        self._started, self._finished = started, finished
+        self._first = store.next_place()
+        self._waiting = deque(machines.groups(scenarios))
+        self._running: dict[Future[list[Record]], list[int]] = {}
+        self._begun: set[int] = set()
+        self._records: dict[int, Record] = {}
+
+    def run(self) -> list[Record]:
+        """Run all scenarios; `running.runner.run` says which errors this raises."""
+        words, store = command(), self._store
+        planned.begin(store.folder, self._scenarios, words, anonymous=store.anonymous)
+        trouble: OSError | None = None
+        try:
+            while self._running or (self._waiting and trouble is None):
+                try:
+                    while trouble is None and (chosen := self._chosen()) is not None:
+                        self._start(chosen)
+                    for future in wait(self._running, return_when=FIRST_COMPLETED).done:
+                        self._keep(self._running.pop(future), future.result())
+                except OSError as error:
+                    trouble = trouble or error
+        except BaseException:
+            self._machines.stop()
+            raise
+        if trouble is not None:
+            raise trouble
+        planned.end(store.folder, words, anonymous=store.anonymous)
+        return [self._records[place] for place in sorted(self._records)]
+
+    def _chosen(self) -> int | None:
+        if not self._waiting:
+            return None
+        return self._machines.choose(self._waiting, self._running.values())
+
+    def _start(self, number: int) -> None:
+        _require_space(self._store, len(self._running) + 1)
+        group = self._waiting[number]
+        del self._waiting[number]
+        if self._machines.starts_at_once:
+            self._begin(group[0])
+        self._running[self._machines.start(group)] = group
+
+    def _begin(self, place: int) -> None:
+        if place not in self._begun:
+            self._begun.add(place)
+            self._started(place, self._scenarios[place])
+
+    def _keep(self, places: Sequence[int], records: Sequence[Record]) -> None:
+        if not records:
+            self._waiting.extendleft([place] for place in reversed(places))
+            return
+        for place, record in zip(places, records, strict=True):
+            self._begin(place)
+            kept = append(self._store, replace(record, place=self._first + place))
+            self._records[place] = kept
+            self._finished(place)
+            if kept.lost:
+                raise OSError(
+                    f"{self._store.folder}/{kept.lost[0]}; its record is kept: repair that, and go"
+                    " on with --resume"
+                )
+
+
+def _require_space(store: RunStore, count: int) -> None:
+    """Raise OSError if the disk has no space for `count` records, before hours of measuring."""
     if not hasattr(os, "statvfs"):
         return
     disk_state = os.statvfs(store.folder)
     # Some file systems report 0 blocks.
-    if disk_state.f_blocks and disk_state.f_bavail * disk_state.f_frsize < _FREE_BYTES:
+    free = disk_state.f_bavail * disk_state.f_frsize
+    if disk_state.f_blocks and free < count * _FREE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(store.records_path))
 
 

@@ -1,24 +1,21 @@
 """Traced models: processes that have traced a model and are forked for each of its optimizers."""
 
 import gc
-import os
-import re
 import select
 import socket
-import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 
 from optprof.scenarios import Scenario
 
-from .child import Job, answer, do, ending_copies, prepare, trace_ahead
-from .forks import Fork, Inbox, fork, is_safe_to_fork, send
+from .child import answer, ending_copies, prepare, trace_ahead, work
+from .forks import Fork, is_safe_to_fork, print_into, send
+from .guards import POLL_SECONDS, Guards, Task
+from .processes import adopt_orphans, end_descendants
 
-# A line with the exit status of a fork.
-_STATUS = re.compile(rb"-?[0-9]{1,9}\n")
-_MOST_STATUS_BYTES = 64
-_GRACE_SECONDS = 5.0
+# A traced model has started the guard of the next job in its line.
+_TAKEN = b"+"
 
 
 def model_key(scenario: Scenario) -> Scenario | None:
@@ -33,92 +30,83 @@ def model_key(scenario: Scenario) -> Scenario | None:
 
 
 class ModelFork(Fork):
-    """A process that traces a model for its first job and forks another process for each job.
+    """A process that traces a model for its first job and then forks guards, one for each job.
 
-    `poll` returns the status of that process, `status` is its own.
+    `waiting` are the jobs for which it has no guard yet: it still traces the model, or does the job
+    itself.
     """
 
     def __init__(self, leave: Callable[[], None]) -> None:
-        ours, its = socket.socketpair()
+        self.control, its = socket.socketpair()
+        self.waiting: deque[Task] = deque()
 
         def work() -> None:
             leave()
-            ours.close()
-            serve(its)
+            self.control.close()
+            _serve(its)
 
         super().__init__(work)
         its.close()
-        self._channel = ours
-        self._inbox = Inbox(ours.fileno())
-        self._job_status: int | None = None
 
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """The channel, until its other end is closed."""
-        return () if self._inbox.closed else (self._channel.fileno(),)
-
-    def give(self, job: Job, writer: int) -> None:
-        """Send a job, and the pipe for its answer."""
-        self._job_status = None
+    def give(self, task: Task) -> None:
+        """Pass a task on."""
         # If the process was killed, `poll` says so.
         with suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self._channel, [b"\0"], [writer])
-            self._channel.sendall(job.to_line())
+            task.give(self.control)
+        self.waiting.append(task)
 
-    def poll(self) -> int | None:
-        """Return the status of the job's process, or its own if it ends earlier."""
-        if self._job_status is None:
-            with suppress(ConnectionResetError):
-                if self.sources and select.select(self.sources, [], [], 0)[0]:
-                    self._inbox.read()
-            line = self._inbox.line()
-            if line is None and self._inbox.size < _MOST_STATUS_BYTES:
-                self._job_status = super().poll()
-            elif line and _STATUS.fullmatch(line):
-                self._job_status = int(line)
-            else:
-                # The user's code has written into the channel.
-                self.end()
-                self._job_status = self.status
-        return self._job_status
+    def retire(self) -> None:
+        """Let the process end once its jobs are done."""
+        self.control.close()
 
-    def settle(self) -> None:
-        """Wait until the job's process, which was killed, has ended; kill this one if it hangs."""
-        until = time.monotonic() + _GRACE_SECONDS
-        while self.poll() is None and time.monotonic() < until:
-            select.select(self.sources, [], [], 0.02)
-        if self._job_status is None or self._inbox.closed or self._inbox.size:
+    def look(self) -> None:
+        """Forget the jobs that have a guard; kill the process if its first job was given up."""
+        taken = b""
+        with suppress(BlockingIOError, ConnectionResetError):
+            taken = self.control.recv(1 << 10, socket.MSG_DONTWAIT)
+        for _ in taken[: len(self.waiting)]:
+            self.waiting.popleft().close()
+        # The user's code may have written into the channel.
+        is_sound = taken == _TAKEN * len(taken)
+        if not is_sound or (self.waiting and self.waiting[0].is_given_up):
             self.end()
 
 
-def serve(channel: socket.socket) -> None:
-    """Trace the model of the first job, then do every job in a fork.
+def _serve(control: socket.socket) -> None:
+    """Trace the model of the first job, then start a guard for every job.
 
     If a fork is not safe after the trace, do the first job here and return.
     """
-    lines, is_traced = channel.makefile("rb"), False
-    while True:
-        _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
-        if not descriptors:
-            return
-        job, writer = Job.from_line(lines.readline()), descriptors[0]
-        if not is_traced:
-            prepare(job)
-            with ending_copies():
-                failure = trace_ahead(job.scenario)
-            gc.freeze()
-            if failure is not None:
-                send(writer, answer(failure))
-                return
-            if not is_safe_to_fork():
-                do(job, writer)
-                return
-            is_traced = True
-        pid = fork(partial(_do_in_fork, channel, job, writer))
-        os.close(writer)
-        channel.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    adopt_orphans()
+    guards, is_traced, is_open = Guards(), False, True
+    while is_open or guards.pids:
+        ready = select.select([control] if is_open else [], [], [], POLL_SECONDS)[0]
+        if ready:
+            task = Task.take(control)
+            is_open = task is not None
+            if task is not None:
+                print_into(task.output)
+                if not is_traced and not _trace(task):
+                    return
+                is_traced = True
+                guards.start(task, control.close)
+                with suppress(BrokenPipeError):
+                    control.sendall(_TAKEN)
+        if guards.were_killed():
+            end_descendants(*guards.pids)
 
 
-def _do_in_fork(channel: socket.socket, job: Job, writer: int) -> None:
-    channel.close()
-    do(job, writer)
+def _trace(task: Task) -> bool:
+    """Trace the model; if it fails, or if a fork is not safe now, answer here and return False."""
+    prepare(task.job)
+    with ending_copies():
+        failure = trace_ahead(task.job.scenario)
+    result = answer(failure) if failure is not None else None
+    if result is None and not is_safe_to_fork():
+        with ending_copies():
+            result = work(task.job)
+    end_descendants()
+    gc.freeze()
+    if result is not None:
+        send(task.channel.fileno(), result)
+    return result is None

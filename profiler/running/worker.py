@@ -3,24 +3,27 @@
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from optprof.scenarios import schema
 
 from ..allocator.settings import VARIABLES
 from .child import Job
+from .forks import MOST_ANSWER_BYTES, pass_on
 from .log import Log
 from .processes import MARK, ON_LINUX, end_marked, how_it_ended
-from .zygote import END, MOST_ANSWER_BYTES
+from .zygote import ALONE
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0
@@ -43,14 +46,18 @@ class ChildEndedError(Exception):
 
 
 class Worker:
-    """The zygote and the pipes to it: does jobs one after another, each in its own process.
+    """The zygote and the socket to it: does jobs, each in its own process.
 
-    The zygote loads torch while the caller goes on, then the code of the catalogue's `models`. If
-    it has ended, the next job starts a new one.
+    Several threads may `ask` at once. The zygote loads torch while the caller goes on, then the
+    code of the catalogue's `models`. If it has ended, the next job starts a new one.
     """
 
     def __init__(self, models: Sequence[str] = ()) -> None:
         self._models = tuple(models)
+        self._lock = RLock()
+        # A zygote that cannot fork does one job and ends.
+        self._one_by_one = RLock()
+        self._channels: set[socket.socket] = set()
         self._start()
 
     def __enter__(self) -> "Worker":
@@ -61,29 +68,23 @@ class Worker:
 
     def _start(self) -> None:
         self._mark = uuid.uuid4().hex
-        theirs, self._jobs = _pipe()
-        self._answers, to_answers = _pipe()
-        self._output, to_output = _pipe()
-        os.set_blocking(self._output, False)
+        self._control, its_control = _sockets()
+        self._output, its_output = _pipe()
         arguments = list(_path()), sys.argv, self._models
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOTSTRAP, repr(arguments)],
-                stdin=theirs,
-                stdout=to_answers,
-                stderr=to_output,
+                stdin=its_control.fileno(),
+                stdout=its_output,
+                stderr=its_output,
                 env=self._environment(),
                 # The parent handles Ctrl-C on the terminal.
                 start_new_session=True,
             )
         finally:
-            for descriptor in (theirs, to_answers, to_output):
-                os.close(descriptor)
-        self._is_busy = self._is_ready = self._has_ended = False
-        self._selector = selectors.DefaultSelector()
-        for descriptor in (self._answers, self._output):
-            self._selector.register(descriptor, selectors.EVENT_READ)
-        self._buffer = bytearray()
+            its_control.close()
+            os.close(its_output)
+        self._has_ended = self._is_ready = self._is_alone = False
 
     @property
     def pid(self) -> int | None:
@@ -96,34 +97,44 @@ class Worker:
         Raises ChildEndedError if its process ends without an answer, TimeoutError after `timeout`
         seconds, and ValueError for an invalid answer. The seconds start when torch is loaded.
         """
-        if self._has_ended or not self._is_alive:
-            self.end()
-            self._start()
-        try:
-            return self._ask(job, log, timeout)
-        except BaseException:
-            # After Ctrl-C, no caller waits for an answer that may still come.
-            if self._is_busy:
-                self.end()
-            raise
+        channel, its_channel = _sockets()
+        with channel, its_channel:
+            self._channels.add(channel)
+            try:
+                self._make_ready(channel, log)
+                if not self._is_alone:
+                    return self._ask(job, channel, its_channel, log, timeout)
+                with self._one_by_one:
+                    self._make_ready(channel, log)
+                    try:
+                        return self._ask(job, channel, its_channel, log, timeout)
+                    finally:
+                        self.end()
+            finally:
+                self._channels.discard(channel)
+
+    def interrupt(self) -> None:
+        """End the jobs under way: `ask` raises ChildEndedError in their threads."""
+        for channel in tuple(self._channels):
+            with suppress(OSError):
+                channel.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
         """End the zygote and all that it has started; a second call does nothing."""
-        if self._has_ended:
-            return
-        self._has_ended = True
-        os.close(self._jobs)
-        with suppress(subprocess.TimeoutExpired):
-            # The zygote ends its descendants; before it is ready it has none.
-            self._process.wait(_GRACE_SECONDS if self._is_ready else 0)
-        if self._process.poll() != 0 or not ON_LINUX:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            end_marked(self._mark)
-        self._selector.close()
-        os.close(self._answers)
-        os.close(self._output)
+        with self._lock:
+            if self._has_ended:
+                return
+            self._has_ended = True
+            self._control.close()
+            with suppress(subprocess.TimeoutExpired):
+                # The zygote ends its descendants; before it is ready it has none.
+                self._process.wait(_GRACE_SECONDS if self._is_ready else 0)
+            if self._process.poll() != 0 or not ON_LINUX:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+                end_marked(self._mark)
+            os.close(self._output)
 
     def _environment(self) -> dict[str, str]:
         # Each scenario gives CUDA's allocator all its settings; torch would keep those from here.
@@ -135,76 +146,141 @@ class Worker:
     def _is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def _ask(self, job: Job, log: Log, timeout: float | None) -> dict[str, Any]:
-        self._is_busy = True
-        if not self._is_ready:
-            self._line(log, None)
-            self._is_ready = True
+    def _make_ready(self, channel: socket.socket, log: Log) -> None:
+        """Wait until a zygote has loaded torch; a new one is started if it has ended."""
+        with self._lock:
+            if self._has_ended or not self._is_alive:
+                self.end()
+                self._start()
+            if self._is_ready:
+                return
+            with _Reader(self._control, self._output, log, also=channel) as reader:
+                try:
+                    word = reader.read(lambda: self._is_alive)
+                except EOFError:
+                    raise ChildEndedError(self._status()) from None
+            self._is_ready, self._is_alone = True, word[:1] == ALONE
+
+    def _ask(
+        self,
+        job: Job,
+        channel: socket.socket,
+        its_channel: socket.socket,
+        log: Log,
+        timeout: float | None,
+    ) -> dict[str, Any]:
         end = None if timeout is None else time.monotonic() + timeout
-        self._send(replace(job, path=_path()).to_line())
+        output, its_output = _pipe()
         try:
-            line = self._line(log, end)
+            line = replace(job, path=_path()).to_line()
+            try:
+                with self._lock:
+                    pass_on(self._control, line, [its_channel.fileno(), its_output])
+            except OSError:
+                raise ChildEndedError(self._status()) from None
+            finally:
+                its_channel.close()
+                os.close(its_output)
+            with _Reader(channel, output, log) as reader:
+                return self._answer(reader, end)
+        finally:
+            os.close(output)
+
+    def _answer(self, reader: "_Reader", end: float | None) -> dict[str, Any]:
+        try:
+            line = reader.line(lambda: self._is_alive, end)
         except TimeoutError:
-            self._send(END)
-            line = self._line(log, time.monotonic() + _GRACE_SECONDS)
-            if self._read(line).get("status") is not None:
-                self._finish(log)
+            reader.hang_up()
+            try:
+                line = reader.line(lambda: self._is_alive, time.monotonic() + _GRACE_SECONDS)
+            except EOFError:
+                raise TimeoutError from None
+            if _read(line).get("status") is not None:
                 raise
-        self._finish(log)
-        answer = self._read(line)
+        except EOFError:
+            # Only a kill ends a guard early; a zygote that cannot fork has no guards.
+            status = self._status() if self._is_alone else self._process.poll()
+            raise ChildEndedError(-signal.SIGKILL if status is None else status) from None
+        answer = _read(line)
         if "status" in answer:
             raise ChildEndedError(answer["status"])
         if "refused" in answer:
             raise ValueError(answer["refused"])
         return answer
 
-    def _finish(self, log: Log) -> None:
-        """Log the output from before the answer; its processes are gone."""
-        left = _MOST_LEFT_BYTES
-        while left > 0 and (taken := self._pump(log)):
-            left -= taken
-        self._is_busy = False
-
-    def _read(self, line: bytes) -> dict[str, Any]:
-        answer = schema.parse_json(line)
-        # The user's code may have written into the pipe.
-        if not isinstance(answer, dict) or not isinstance(answer.get("status", 0), int):
-            raise ValueError(
-                f"the process answered {schema.shown(answer)}, and an object was expected"
-            )
-        return answer
-
-    def _send(self, line: bytes) -> None:
-        view = memoryview(line)
+    def _status(self) -> int:
         try:
-            while view:
-                view = view[os.write(self._jobs, view) :]
-        except BrokenPipeError:
-            raise ChildEndedError(self._status()) from None
+            return self._process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            # It has closed its socket but not ended.
+            os.killpg(self._process.pid, signal.SIGKILL)
+            return self._process.wait()
 
-    def _line(self, log: Log, end: float | None) -> bytes:
+
+class _Reader:
+    """Reads a socket while it moves what is printed into a log; at the end the log has all of it.
+
+    `also` is a socket that ends the reading when it becomes readable.
+    """
+
+    def __init__(
+        self, channel: socket.socket, output: int, log: Log, *, also: socket.socket | None = None
+    ) -> None:
+        self._channel, self._output, self._log, self._also = channel, output, log, also
+        os.set_blocking(output, False)
+        self._selector = selectors.DefaultSelector()
+        for source in filter(None, (channel, output, also)):
+            self._selector.register(source, selectors.EVENT_READ)
+        self._buffer = bytearray()
+
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        left = _MOST_LEFT_BYTES
+        while left > 0 and (taken := self._pump()):
+            left -= taken
+        self._selector.close()
+
+    def line(self, is_alive: Callable[[], bool], end: float | None) -> bytes:
+        """Return the next line. EOFError if none will come, TimeoutError at the time `end`."""
         while b"\n" not in self._buffer:
-            wait = (
-                _POLL_SECONDS
-                if end is None
-                else min(_POLL_SECONDS, max(0.0, end - time.monotonic()))
-            )
-            ready = [key.fd for key, _ in self._selector.select(wait)]
-            if self._output in ready:
-                self._pump(log)
-            if self._answers in ready:
-                self._take(log)
-            elif not self._is_alive:
-                # Another process may keep the pipe open.
-                self._finish(log)
-                raise ChildEndedError(self._status())
-            elif end is not None and time.monotonic() >= end:
-                raise TimeoutError
+            self._buffer += self.read(is_alive, end)
+            if len(self._buffer) > MOST_ANSWER_BYTES + (1 << 16):
+                raise ValueError(f"the process answered more than {MOST_ANSWER_BYTES} bytes")
         line, _, rest = bytes(self._buffer).partition(b"\n")
         self._buffer = bytearray(rest)
         return line
 
-    def _pump(self, log: Log) -> int:
+    def read(self, is_alive: Callable[[], bool], end: float | None = None) -> bytes:
+        """Return what arrives next; errors are those of `line`."""
+        while True:
+            left = _POLL_SECONDS if end is None else max(0.0, end - time.monotonic())
+            ready = {key.fileobj for key, _ in self._selector.select(min(_POLL_SECONDS, left))}
+            if self._output in ready:
+                self._pump()
+            if self._also in ready:
+                raise EOFError
+            if self._channel in ready:
+                try:
+                    chunk = self._channel.recv(1 << 20)
+                except ConnectionResetError:
+                    chunk = b""
+                if not chunk:
+                    raise EOFError
+                return chunk
+            if not is_alive():
+                # Another process may keep the socket open.
+                raise EOFError
+            if end is not None and time.monotonic() >= end:
+                raise TimeoutError
+
+    def hang_up(self) -> None:
+        """Tell the other side that no answer is needed any more."""
+        with suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+
+    def _pump(self) -> int:
         """Move output into the log, and return the number of bytes."""
         try:
             printed = os.read(self._output, 1 << 16)
@@ -213,26 +289,16 @@ class Worker:
         if not printed:
             with suppress(KeyError):
                 self._selector.unregister(self._output)
-        log.write(printed)
+        self._log.write(printed)
         return len(printed)
 
-    def _take(self, log: Log) -> None:
-        chunk = os.read(self._answers, 1 << 20)
-        if not chunk:
-            status = self._status()
-            self._finish(log)
-            raise ChildEndedError(status)
-        self._buffer += chunk
-        if len(self._buffer) > MOST_ANSWER_BYTES + (1 << 16):
-            raise ValueError(f"the process answered more than {MOST_ANSWER_BYTES} bytes")
 
-    def _status(self) -> int:
-        try:
-            return self._process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            # It has closed its pipe but not ended.
-            os.killpg(self._process.pid, signal.SIGKILL)
-            return self._process.wait()
+def _read(line: bytes) -> dict[str, Any]:
+    answer = schema.parse_json(line)
+    # The user's code may have written into the socket.
+    if not isinstance(answer, dict) or not isinstance(answer.get("status", 0), int):
+        raise ValueError(f"the process answered {schema.shown(answer)}, and an object was expected")
+    return answer
 
 
 def _path() -> tuple[str, ...]:
@@ -241,8 +307,23 @@ def _path() -> tuple[str, ...]:
 
 def _pipe() -> tuple[int, int]:
     """Return a pipe's ends, not on descriptors 0 to 2, which are free if the streams are closed."""
-    ends = []
-    for descriptor in os.pipe():
-        ends.append(fcntl(descriptor, F_DUPFD_CLOEXEC, 3))
+    reader, writer = map(_above_streams, os.pipe())
+    return reader, writer
+
+
+def _sockets() -> tuple[socket.socket, socket.socket]:
+    """Return two connected sockets, not on descriptors 0 to 2."""
+    one, other = (
+        socket.socket(fileno=_above_streams(each.detach())) for each in socket.socketpair()
+    )
+    # The user may have set a default timeout.
+    one.setblocking(True)
+    other.setblocking(True)
+    return one, other
+
+
+def _above_streams(descriptor: int) -> int:
+    try:
+        return fcntl(descriptor, F_DUPFD_CLOEXEC, 3)
+    finally:
         os.close(descriptor)
-    return ends[0], ends[1]

@@ -1,9 +1,9 @@
 """Zygote: a process that has loaded torch, runs no user code, and forks a process per scenario.
 
-Standard input brings one `Job` per line, a dictionary as a Python literal. Standard output answers
-each with a line of JSON: a record, or {"status": ...} if the job's process ended without one.
-Simulations of one model share a process that traces the model and is forked for each optimizer.
-All printed output goes to standard error, a pipe that the parent empties.
+Standard input is a socket, which brings a `Task` for each job. Each job has a guard, which answers
+with a line of JSON: a record, or {"status": ...} if the job's process ended without one. Any number
+of jobs may run at once. Simulations of one model share a process that traces the model and forks
+the guards of its optimizers.
 
 If a fork is not safe, this process does one job itself and ends.
 """
@@ -14,22 +14,27 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from itertools import chain
 from threading import Event, Thread
 
 from optprof.scenarios import Scenario
 
 from ..machine import environment
-from .child import Job, do
-from .forks import MOST_ANSWER_BYTES, Fork, Inbox, flush, fork, read_answer, send, to_line, write
+from .child import do
+from .forks import flush, fork, print_into, send, to_line, write
+from .guards import POLL_SECONDS, Guards, Task
 from .processes import ON_LINUX, adopt_orphans, end_descendants
 from .traced_models import ModelFork, model_key
 
-# The parent sends this to end the job under way.
-END = b"end\n"
+# What is reported once torch is loaded: any number of jobs, or one.
+FORKS, ALONE = b"+", b"1"
 # Modules that take seconds to load; the first optimizer would load torch._dynamo.
 _LOADED = (
     "torch",
@@ -39,7 +44,6 @@ _LOADED = (
 )
 # Processes with a traced model to keep for its next optimizer.
 _MOST_MODELS = 2
-_POLL_SECONDS = 0.25
 
 
 def main(models: Sequence[str] = ()) -> None:
@@ -47,7 +51,7 @@ def main(models: Sequence[str] = ()) -> None:
     parent = os.getppid()
     # If a caller ignores SIGCHLD, which is inherited, the kernel keeps no child's status.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    jobs, answers = _own_pipes()
+    control = _own_streams()
     with _ending_with(parent):
         # Loading makes no garbage, and each search for it takes a tenth of the time.
         gc.disable()
@@ -64,21 +68,22 @@ def main(models: Sequence[str] = ()) -> None:
             _learn_machine()
         gc.freeze()
         gc.enable()
-        send(answers, {"ready": os.getpid()})
-        _Zygote(jobs, answers, parent).serve() if forks else _work_alone(jobs, answers, parent)
+        flush()
+        control.sendall(FORKS if forks else ALONE)
+        _Zygote(control, parent).serve() if forks else _work_alone(control, parent)
     finally:
         end_descendants()
         flush()
         os._exit(0)
 
 
-def _own_pipes() -> tuple[int, int]:
-    """Return standard input and output under new numbers, which no user code uses.
+def _own_streams() -> socket.socket:
+    """Return standard input as a socket under a new number, which no user code uses.
 
-    In their place are an empty input and standard error. Output is flushed by line, so that a line
-    is kept, in order with those printed from C, however the process ends.
+    In its place is an empty input, and standard output is standard error. Output is flushed by
+    line, so that a line is kept, in order with those printed from C, however the process ends.
     """
-    jobs, answers = os.dup(0), os.dup(1)
+    control = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -88,7 +93,7 @@ def _own_pipes() -> tuple[int, int]:
         library = ctypes.CDLL(None)
         # _IOLBF of stdio.h, by lines.
         library.setvbuf(ctypes.c_void_p.in_dll(library, "stdout"), None, 1, 0)
-    return jobs, answers
+    return control
 
 
 @contextmanager
@@ -100,7 +105,7 @@ def _ending_with(parent: int) -> Iterator[None]:
     done = Event()
 
     def watch() -> None:
-        while not done.wait(_POLL_SECONDS):
+        while not done.wait(POLL_SECONDS):
             if os.getppid() != parent:
                 os._exit(1)
 
@@ -150,121 +155,107 @@ def _load_code(scenario: Scenario) -> None:
 
 
 class _Zygote:
-    """Takes jobs from the parent, one after another, and runs each in a process of its own."""
+    """Takes jobs from the parent and runs each in processes of its own."""
 
-    def __init__(self, jobs: int, answers: int, parent: int) -> None:
-        self._jobs = Inbox(jobs)
-        self._answers = answers
+    def __init__(self, control: socket.socket, parent: int) -> None:
+        self._control = control
         self._parent = parent
+        self._guards = Guards()
         self._models: dict[Scenario, ModelFork] = {}
+        self._retired: list[ModelFork] = []
+        # Tasks to start: new ones, and those that waited for a model whose process has ended.
+        self._tasks: deque[Task] = deque()
 
     def serve(self) -> None:
-        """Work until the parent closes the pipe or ends."""
-        with suppress(EOFError):
-            while True:
-                line = self._next()
-                # An END that comes too late for its job ends nothing.
-                if line != END:
-                    write(self._answers, self._done(Job.from_line(line)))
+        """Work until the parent closes the socket or ends."""
+        while os.getppid() == self._parent:
+            models = self._models.values()
+            tracing = [each.waiting[0].channel for each in models if each.waiting]
+            sources = [self._control, *(each.control for each in models), *tracing]
+            ready, _, _ = select.select(sources, [], [], POLL_SECONDS)
+            if self._control in ready:
+                task = Task.take(self._control)
+                if task is None:
+                    return
+                self._tasks.append(task)
+            self._look()
+            while self._tasks:
+                self._start(self._tasks.popleft())
 
-    def _next(self) -> bytes:
-        while (line := self._jobs.line()) is None:
-            self._wait(self._jobs.descriptor)
-        return line
-
-    def _wait(self, *sources: int) -> list[int]:
-        """Return the readable sources, after a short wait; raise EOFError if the parent is gone."""
-        ready, _, _ = select.select([self._jobs.descriptor, *sources], [], [], _POLL_SECONDS)
-        if self._jobs.descriptor in ready:
-            self._jobs.read()
-        if self._jobs.closed or os.getppid() != self._parent:
-            raise EOFError
-        return ready
-
-    def _done(self, job: Job) -> bytes:
-        """Return the line that answers a job, and end all its processes except a traced model."""
-        _load_code(job.scenario)
+    def _start(self, task: Task) -> None:
+        os.dup2(task.output, 1)
+        os.dup2(task.output, 2)
+        _load_code(task.job.scenario)
         gc.freeze()
-        reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        task = self._start(job, reader, writer)
-        os.close(writer)
-        try:
-            return self._answer_of(task, reader)
-        except EOFError:
-            # No caller waits for its answer any longer.
-            task.end()
-            raise
-        finally:
-            os.close(reader)
-            self._clear(task)
-
-    def _start(self, job: Job, reader: int, writer: int) -> Fork:
-        def leave() -> None:
-            for descriptor in (self._jobs.descriptor, self._answers, reader):
-                os.close(descriptor)
-
-        def alone() -> None:
-            leave()
-            do(job, writer)
-
-        key = None if job.together else model_key(job.scenario)
+        key = None if task.job.together else model_key(task.job.scenario)
         if key is None:
-            return Fork(alone)
+            os.close(task.output)
+            self._guards.start(task, self._leave)
+            return
         if key not in self._models:
-            while len(self._models) >= _MOST_MODELS:
-                self._models.pop(next(iter(self._models))).end()
+
+            def leave() -> None:
+                self._leave()
+                task.close()
+
+            self._retire()
             self._models[key] = ModelFork(leave)
         # The least recently used goes first.
         model = self._models[key] = self._models.pop(key)
-        model.give(job, writer)
-        return model
+        model.give(task)
 
-    def _answer_of(self, task: Fork, reader: int) -> bytes:
-        answer, is_open = bytearray(), True
-        while True:
-            ready = self._wait(*([reader] if is_open else []), *task.sources)
-            # Before the pipe is read: then it has all that an ended process wrote.
-            status = task.poll()
-            if reader in ready or status is not None:
-                is_open = read_answer(reader, answer)
-            if b"\n" in answer:
-                return bytes(answer.partition(b"\n")[0]) + b"\n"
-            if len(answer) > MOST_ANSWER_BYTES:
-                return to_line(
-                    {"refused": f"the process answered more than {MOST_ANSWER_BYTES} bytes"}
-                )
-            if status is not None:
-                return to_line({"status": status})
-            if self._jobs.line() == END:
-                task.end()
-                return to_line({"status": -signal.SIGKILL})
+    def _leave(self) -> None:
+        """Close, in a fork, what belongs to the zygote and to other jobs."""
+        self._control.close()
+        models = self._models.values()
+        for model in models:
+            model.control.close()
+        for task in chain(self._tasks, *(model.waiting for model in models)):
+            task.close()
 
-    def _clear(self, task: Fork) -> None:
-        """End all processes that the job started."""
-        if not isinstance(task, ModelFork):
-            task.end()
-        end_descendants(*(model.pid for model in self._models.values() if model.status is None))
-        if isinstance(task, ModelFork):
-            task.settle()
-            self._models = {
-                key: model for key, model in self._models.items() if model.status is None
-            }
+    def _retire(self) -> None:
+        """Let go of models until there is space for another; one that still traces stays."""
+        idle = [key for key, model in self._models.items() if not model.waiting]
+        for key in idle[: max(0, len(self._models) - _MOST_MODELS + 1)]:
+            model = self._models.pop(key)
+            model.retire()
+            self._retired.append(model)
+
+    def _look(self) -> None:
+        """Answer for models that have ended, start again what waited for them, and clean up."""
+        ended: list[ModelFork] = []
+        for key, model in list(self._models.items()):
+            model.look()
+            if model.poll() is not None:
+                ended.append(self._models.pop(key))
+        is_left = self._guards.were_killed() or bool(ended)
+        is_left |= any(model.poll() for model in self._retired)
+        self._retired = [model for model in self._retired if model.status is None]
+        if is_left:
+            forks = (*self._models.values(), *self._retired)
+            end_descendants(*self._guards.pids, *(each.pid for each in forks))
+        for model in ended:
+            model.control.close()
+            if model.waiting:
+                first = model.waiting.popleft()
+                # It may have answered, and its asker be gone.
+                with suppress(OSError):
+                    write(first.channel.fileno(), to_line({"status": model.status}))
+                first.close()
+            self._tasks += model.waiting
 
 
-def _work_alone(jobs: int, answers: int, parent: int) -> None:
+def _work_alone(control: socket.socket, parent: int) -> None:
     """Do one job in this process; it ends with its parent, and with all that it started."""
-    inbox = Inbox(jobs)
-    while (line := inbox.line()) is None:
-        inbox.read()
-        if inbox.closed:
-            return
+    task = Task.take(control)
+    if task is None:
+        return
+    print_into(task.output)
 
     def watch() -> None:
-        while os.getppid() == parent and not inbox.closed:
-            if select.select([jobs], [], [], _POLL_SECONDS)[0]:
-                inbox.read()
+        while os.getppid() == parent and not task.is_given_up:
+            time.sleep(POLL_SECONDS)
         os.killpg(0, signal.SIGKILL)
 
     Thread(target=watch, daemon=True).start()
-    do(Job.from_line(line), answers)
+    do(task.job, task.channel.fileno())

@@ -69,8 +69,8 @@ def fit(
         scenarios = [replace(scenario, gpu=name) for name in gpus for scenario in scenarios]
         folder = out.expanduser() if out else RUNS / f"{run_name(model)}-fit"
         require_own_folder(folder, FITS, force=force)
-        with progress(scenarios) as started:
-            fits = Fitting().fit_all(scenarios, started)
+        with progress(scenarios) as shown:
+            fits = Fitting().fit_all(scenarios, shown.started)
         fits = [disclosed_fit(each, anonymous=anonymous) for each in fits]
         words = disclosed_command(["optprof", *sys.argv[1:]], anonymous=anonymous)
         page = write_fit_page(fits, folder, words, force=force)

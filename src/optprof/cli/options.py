@@ -154,6 +154,15 @@ class RunOptions:
     ] = False
     tensorboard: TensorBoard = False
     baseline: Baseline = None
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            help="Simulations at once; a scenario that measures runs alone.",
+            show_default="as cores and memory allow",
+        ),
+    ] = None
     resume: Annotated[
         bool,
         typer.Option(

@@ -111,6 +111,7 @@ def run_all(
 ) -> None:
     """Run the scenarios that are not recorded yet, and show the records of all."""
     from optprof.profiler.measuring.files import require_iterations
+    from optprof.profiler.running.jobs import require_jobs, usual_jobs
     from optprof.profiler.running.runner import run
     from optprof.reports.ahead import Ahead
     from optprof.reports.arithmetic.savings import require_baseline
@@ -118,6 +119,7 @@ def run_all(
     require_iterations(scenarios, snapshots=options.snapshot, traces=options.trace)
     if options.baseline is not None:
         require_baseline(options.baseline, [scenario.optimizer for scenario in scenarios])
+    jobs = usual_jobs() if options.jobs is None else require_jobs(options.jobs)
     store = _open_run(name, out, options)
     waiting = _waiting(scenarios, store)
     if not options.no_report:
@@ -128,18 +130,20 @@ def run_all(
             import_module("optprof.reports.pictures.drawing")
     ahead = None if options.no_report else Ahead(store.folder, options.baseline)
     try:
-        with progress(waiting) as show, ahead or nullcontext():
+        with progress(waiting, jobs=jobs) as shown, ahead or nullcontext():
 
             def started(place: int, scenario: "Scenario") -> None:
                 if ahead:
                     ahead.start(scenario)
-                show(place, scenario)
+                shown.started(place, scenario)
 
             run(
                 waiting,
                 store,
                 started,
                 worker=worker,
+                jobs=jobs,
+                finished=shown.finished,
                 snapshots=options.snapshot,
                 traces=options.trace,
                 timeout=options.timeout,

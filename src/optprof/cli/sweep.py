@@ -71,13 +71,13 @@ def _forecast(
     from optprof.profiler.running.runner import Runner
     from optprof.reports import print_forecasts
 
-    with TemporaryDirectory() as folder, progress(scenarios) as started:
+    with TemporaryDirectory() as folder, progress(scenarios) as shown:
         runner = Runner(worker=worker, store=RunStore(Path(folder)), timeout=timeout)
         forecasts = forecast(
             scenarios,
             lambda scenario: runner.find(
                 scenario if scenario.device == "sim" else to_simulate(scenario)
             ),
-            started,
+            shown.started,
         )
     print_forecasts(forecasts, stdout)
