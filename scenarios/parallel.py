@@ -35,6 +35,11 @@ class Parallel:
     reduce: Literal["fp32", "bf16", "fp16"] | None = None
     cpu_offload: bool = False
 
+    @property
+    def splits_parameters(self) -> bool:
+        """Return whether each rank holds only a part of the parameters."""
+        return self.data == "fsdp2" or self.tensor > 1
+
 
 _OPTIONS = [one.name for one in fields(Parallel) if one.name not in ("data", "tensor")]
 _CHOICES = {

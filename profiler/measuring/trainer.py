@@ -149,14 +149,13 @@ def _built(scenario: Scenario) -> tuple[Workpiece, list[str]]:
         workpiece = build(scenario, scenario.device)
         return workpiece, [name for name, _ in workpiece.model.named_parameters()]
     way = read_parallel(scenario.parallel)
-    is_split = way.data == "fsdp2" or way.tensor > 1
-    workpiece = build(scenario, "cpu" if is_split else scenario.device)
+    workpiece = build(scenario, "cpu" if way.splits_parameters else scenario.device)
     names = [name for name, _ in workpiece.model.named_parameters()]
     model = spread(workpiece.model, scenario, scenario.device)
-    if is_split and way.data is None:
+    if way.splits_parameters and way.data is None:
         # Buffers; fully_shard moves them itself, and leaves offloaded parameters on the host.
         model = model.to(scenario.device)
-    if is_split and scenario.device == "cuda":
+    if way.splits_parameters and scenario.device == "cuda":
         # Otherwise blocks that were whole on the way would count as reserved.
         gc.collect()
         torch.cuda.empty_cache()

@@ -4,14 +4,18 @@ On Linux they are forks of this process, which has loaded torch already. Each li
 prints reaches the log with the rank in front.
 """
 
+import errno
 import json
 import os
 import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+from optprof.scenarios import Scenario
 
 from ..machine.memory import kernel_kills
 from ..records.record import Outcome
@@ -19,8 +23,9 @@ from .forks import flush, is_safe_to_fork
 from .log import last_lines
 from .processes import ON_LINUX, end_with, how_it_ended
 
-# Seconds to wait for the other machines.
+# Seconds to wait for the other machines, and torchrun's usual port.
 PATIENCE = 600
+DEFAULT_PORT = 29400
 _FAILED = 1
 # Seconds between two looks of the agent at its ranks, and how many looks a failed rank waits for.
 _INTERVAL, _ROUNDS = 0.1, 10
@@ -43,6 +48,81 @@ class Nodes:
 
 
 ONE_NODE = Nodes()
+
+
+def read_nodes(nnodes: int, endpoint: str | None) -> Nodes:
+    """Return the machines of a command; ValueError says what is wrong with the endpoint.
+
+    `endpoint` is HOST:PORT, or HOST with torchrun's usual port.
+    """
+    if nnodes < 1:
+        raise ValueError(f"--nnodes is a number of machines, 1 or more; got {nnodes}")
+    if endpoint is None:
+        if nnodes > 1:
+            raise ValueError(
+                f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, where the machines meet; give"
+                " the same on each"
+            )
+        return ONE_NODE
+    from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+
+    host, port = parse_rendezvous_endpoint(endpoint, DEFAULT_PORT)
+    is_host = _is_here(host, port)
+    if nnodes == 1 and not is_host:
+        raise ValueError(
+            f"--rdzv-endpoint {endpoint} is on another machine; add --nnodes, or leave it out"
+        )
+    return Nodes(nnodes=nnodes, endpoint=f"{host}:{port}", is_host=is_host)
+
+
+def _is_here(host: str, port: int) -> bool:
+    """Return whether this machine has the address; raise ValueError if its port is taken."""
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ValueError(
+            f"--rdzv-endpoint names no machine that is known here: {host!r} ({error.strerror})"
+        ) from None
+    is_here = False
+    for family, kind, protocol, _, address in places:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise ValueError(
+                        f"port {port} of {host} is taken; give --rdzv-endpoint another one"
+                    ) from None
+            else:
+                is_here = True
+    return is_here
+
+
+def require_nodes(scenarios: Iterable[Scenario], nodes: Nodes) -> None:
+    """Raise ValueError if measured ranks cannot be launched on these machines."""
+    measured = [each for each in scenarios if each.parallel is not None and each.device != "sim"]
+    if nodes.nnodes > 1 and not measured:
+        raise ValueError(
+            "--nnodes is for measured ranks; add --ranks, --parallel and --device cuda or cpu"
+        )
+    for scenario in measured:
+        if scenario.ranks % nodes.nnodes:
+            raise ValueError(
+                f"--nnodes must divide the ranks, got {nodes.nnodes} machines for"
+                f" {scenario.ranks} ranks"
+            )
+        _require_gpus(scenario, scenario.ranks // nodes.nnodes)
+
+
+def _require_gpus(scenario: Scenario, local_ranks: int) -> None:
+    import torch
+
+    if scenario.device == "cuda" and local_ranks > (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"{local_ranks} ranks need {local_ranks} GPUs on this machine, and it has {count}; use"
+            " fewer --ranks, more machines with --nnodes, or --device sim"
+        )
 
 
 class RankFailedError(Exception):

@@ -15,6 +15,7 @@ from msgspec import Meta
 from optprof import optimizers
 from optprof.optimizers import parse_list
 from optprof.scenarios import Scenario, factories, hardware, models, schema
+from optprof.scenarios.parallel import read_parallel
 from optprof.scenarios.settings import own_settings
 from optprof.scenarios.spec import usual
 from optprof.scenarios.suites import MOST_SCENARIOS, Suite
@@ -33,8 +34,8 @@ SIMULATED_STEPS = 2
 MEASURED_STEPS = 100
 # A simulated batch still has real tokens: 1 GB of them.
 MOST_TOKENS = 1 << 27
-# torch's optimizers whose loop takes sparse gradients and whose fused step refuses them.
-_LOOP_IF_SPARSE = ("adagrad", "sgd")
+# torch's optimizers whose fused step refuses sparse gradients and parameters split over ranks.
+_UNFUSED = ("adagrad", "sgd")
 # Four months.
 MOST_TIMEOUT = 1e7
 # An hour and a quarter of GPT-2, if no two scenarios share a trace of the model.
@@ -49,7 +50,7 @@ def plan(questions: Iterable[Question]) -> list[Scenario]:
     """
     scenarios: dict[Scenario, Scenario] = {}
     for question in questions:
-        for device in _devices(question.get("device")):
+        for device in _devices(question):
             scenario = _scenario(question, device)
             scenarios.setdefault(scenario, scenario)
     for scenario in scenarios.values():
@@ -102,7 +103,7 @@ def comparison(
             f"a comparison has at most {MOST_SCENARIOS} models times optimizers, got {count}"
         )
     questions: list[Question] = []
-    for device in _devices(options.get("device")):
+    for device in _devices(options):
         for name, spec in product(names, specs):
             questions.append({**options, "device": device, "model": name, "optimizer": spec})
         if device == "sim":
@@ -171,13 +172,25 @@ def _refuse_code(question: Question, allowed: Collection[str]) -> None:
             )
 
 
-def _devices(device: str | None) -> tuple[str, ...]:
-    """Return the devices of a question: "auto" simulates CUDA and measures this machine."""
-    device = usual("device", device)
+def _devices(question: Question) -> tuple[str, ...]:
+    """Return the devices of a question: "auto" simulates CUDA and measures this machine.
+
+    Ranks are measured without being asked only if each has a GPU here. Raises ValueError for a
+    measurement of one rank of many.
+    """
+    device, rank = usual("device", question.get("device")), question.get("rank") or 0
     if device == "cuda":
         require_cuda()
+    if device in ("cpu", "cuda") and rank:
+        raise ValueError(
+            f"--device {device} measures all ranks, and --rank {rank} asks for one; leave --rank"
+            " out, or simulate that rank with --device sim"
+        )
     if device not in (None, "auto"):
         return (device,)
+    if question.get("parallel") is not None:
+        has_room = torch.cuda.device_count() >= (question.get("ranks") or 1)
+        return ("sim", "cuda") if has_room and not rank else ("sim",)
     return ("sim", "cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -204,8 +217,11 @@ def _scenario(question: Question, device: Any) -> Scenario:
     steps = SIMULATED_STEPS if device == "sim" else MEASURED_STEPS
     scenario = Scenario(**{"steps": steps, **values, **sizes, **settled})
     is_open = "implementation" not in values and not written.get("fused")
-    if is_open and device == "cpu" and name in _LOOP_IF_SPARSE and _is_sparse(scenario):
-        return replace(scenario, implementation="loop")
+    if is_open and device == "cpu" and name in _UNFUSED:
+        if scenario.parallel is not None and read_parallel(scenario.parallel).splits_parameters:
+            return replace(scenario, implementation="foreach")
+        if _is_sparse(scenario):
+            return replace(scenario, implementation="loop")
     return scenario
 
 

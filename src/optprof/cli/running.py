@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TextIO
 
 import typer
@@ -23,6 +24,7 @@ from .options import RunOptions
 if TYPE_CHECKING:
     from optprof.profiler.records.record import Record
     from optprof.profiler.records.store import RunStore
+    from optprof.profiler.running.launching import Nodes
     from optprof.profiler.running.worker import Worker
     from optprof.reports.pictures.picture import Drawing, Picture
     from optprof.scenarios import Scenario
@@ -112,11 +114,22 @@ def run_all(
     """Run the scenarios that are not recorded yet, and show the records of all."""
     from optprof.profiler.measuring.files import require_iterations
     from optprof.profiler.running.jobs import require_jobs, usual_jobs
+    from optprof.profiler.running.launching import read_nodes, require_nodes
     from optprof.profiler.running.runner import run
     from optprof.reports.ahead import Ahead
     from optprof.reports.arithmetic.savings import require_baseline
 
     require_iterations(scenarios, snapshots=options.snapshot, traces=options.trace)
+    nodes = read_nodes(options.nnodes, options.rdzv_endpoint)
+    require_nodes(scenarios, nodes)
+    if nodes.nnodes > 1 and options.resume:
+        raise ValueError(
+            "--resume works on one machine, for the others do not know what is recorded; run the"
+            " missing scenarios with a new --out"
+        )
+    if not nodes.is_host:
+        _take_part(scenarios, options, worker, nodes)
+        return
     if options.baseline is not None:
         require_baseline(options.baseline, [scenario.optimizer for scenario in scenarios])
     jobs = usual_jobs() if options.jobs is None else require_jobs(options.jobs)
@@ -148,6 +161,7 @@ def run_all(
                 traces=options.trace,
                 timeout=options.timeout,
                 force=options.force,
+                nodes=nodes,
             )
     except KeyboardInterrupt:
         print(
@@ -159,6 +173,35 @@ def run_all(
     records = store.read_standing()
     _show(records, store, options, stdout, ahead.drawn if ahead else ())
     failed = sum(record.outcome != "ok" for record in records)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _take_part(
+    scenarios: "Sequence[Scenario]", options: RunOptions, worker: "Worker", nodes: "Nodes"
+) -> None:
+    """Measure this machine's ranks; the machine that the endpoint names keeps the records."""
+    from optprof.profiler.records.store import RunStore
+    from optprof.profiler.running.runner import run
+
+    measured = [each for each in scenarios if each.parallel is not None and each.device != "sim"]
+    with TemporaryDirectory() as folder, progress(measured) as shown:
+        records = run(
+            measured,
+            RunStore.create(Path(folder) / "run"),
+            shown.started,
+            finished=shown.finished,
+            worker=worker,
+            timeout=options.timeout,
+            force=options.force,
+            nodes=nodes,
+        )
+    say(f"this machine took part; the records are on {nodes.endpoint}")
+    failed = [record for record in records if record.outcome != "ok"]
+    for record in failed:
+        scenario = record.scenario
+        what = f"{record.outcome}: {scenario.model} {scenario.optimizer}: {record.error}"
+        print(what, file=sys.stderr)
     if failed:
         raise typer.Exit(SOME_FAILED)
 
