@@ -27,6 +27,7 @@ from ..measuring.trainer import has_sparse_layers
 from ..simulating.training import without_optimizer
 from ..training.accumulating import require_possible
 from ..training.optimizer import require_implementation
+from ..training.tensor_parallel import planned_architecture
 
 Question = Mapping[str, Any]
 
@@ -289,6 +290,8 @@ def _require_batch(scenario: Scenario) -> None:
 
 def _require_supported(scenario: Scenario) -> None:
     """Raise ValueError for options that the model or the GPU does not support."""
+    if scenario.parallel is not None and read_parallel(scenario.parallel).tensor > 1:
+        planned_architecture(scenario)
     if models.describe(scenario.model) is None:
         factories.arguments_of(scenario)
     gpu = None if scenario.gpu is None else hardware.describe(scenario.gpu)
