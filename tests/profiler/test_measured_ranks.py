@@ -1,14 +1,21 @@
 """Ranks of a measured training run: two real gloo processes, launched by torchrun's agent."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from socket import socket
 
 import psutil
 import pytest
+import torch
 
-from optprof.profiler.records.record import Memory, RankBytes, Record
+from optprof.profiler.measuring import ranks
+from optprof.profiler.measuring.cuda_memory import DoesNotFitError
+from optprof.profiler.measuring.ranks import joined
+from optprof.profiler.records.record import Environment, Memory, RankBytes, Record
 from optprof.profiler.records.store import RunStore
+from optprof.profiler.running.launching import Nodes, read_nodes, require_nodes
 from optprof.profiler.running.runner import run
 from optprof.profiler.running.worker import Worker
 from optprof.scenarios import Scenario
@@ -113,8 +120,8 @@ def recorded(
     scenarios = [own(name) for name in TROUBLED]
     for way in WAYS:
         # Ranks take as many simulations as there are different ones.
-        ranks = (0, 1) if way in ("zero1", "fsdp2") else (0,)
-        scenarios += [ranked(way), *(simulated(ranked(way), rank) for rank in ranks)]
+        different = (0, 1) if way in ("zero1", "fsdp2") else (0,)
+        scenarios += [ranked(way), *(simulated(ranked(way), rank) for rank in different)]
     store = RunStore.create(tmp_path_factory.mktemp("ranks") / "run")
     records = run(scenarios, store, lambda *_: None, worker=worker, timeout=60)
     return store, dict(zip(scenarios, records, strict=True))
@@ -182,3 +189,102 @@ def test_a_rank_that_hangs_ends_at_the_time_limit_and_leaves_no_process(
     pids = [int(pid) for pid in (folder / "pids").read_text().split()]
     assert len(pids) == 4
     assert [pid for pid in pids if psutil.pid_exists(pid)] == []
+
+
+def test_two_machines_measure_one_rank_each_and_know_the_bytes_of_both(
+    tmp_path: Path, worker: Worker
+):
+    with socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    scenarios = [ranked("zero1", workload="state", optimizer="sm3", implementation="loop")]
+
+    def measured(name: str, here: Worker) -> Record:
+        nodes = Nodes(nnodes=2, endpoint=endpoint, is_host=name == "host")
+        store = RunStore.create(tmp_path / name)
+        return run(scenarios, store, lambda *_: None, worker=here, timeout=60, nodes=nodes)[0]
+
+    # A machine of its own would have a worker too.
+    with Worker(["tiny"]) as other, ThreadPoolExecutor(1) as thread:
+        guest = thread.submit(measured, "guest", other)
+        records = [measured("host", worker), guest.result()]
+    assert [record.outcome for record in records] == ["ok", "ok"], records[0].error
+    assert records[0].ranks == records[1].ranks
+    assert records[0].times == records[1].times
+    assert records[0].ranks is not None
+    assert [each.rank for each in records[0].ranks.each] == [0, 1]
+
+
+def rank_of(peak: int | None, state: int, seconds: float) -> Record:
+    memory = Memory(
+        parameters=10,
+        gradients=10,
+        optimizer_state=state,
+        state_by_key={},
+        state_by_key_dtype={},
+        peak_by_category={},
+        peak_by_phase={},
+        peak_allocated=peak,
+    )
+    return Record(
+        scenario=ranked("ddp"),
+        origin="measured",
+        memory=memory,
+        times={"step": (seconds,) * 3, "iteration": (9.0 + seconds, seconds, seconds)},
+        environment=Environment(),
+    )
+
+
+def test_a_record_has_the_memory_of_the_highest_peak_and_the_times_of_the_slowest_rank():
+    record = joined([rank_of(50, 20, 1.0), rank_of(70, 10, 2.0), rank_of(60, 30, 3.0)])
+    assert record.memory == rank_of(70, 10, 2.0).memory
+    assert record.times == rank_of(60, 30, 3.0).times
+    assert record.ranks is not None
+    assert record.ranks.slowest == 2
+    assert [each.peak_allocated for each in record.ranks.each] == [50, 70, 60]
+
+
+def test_without_peaks_a_record_has_the_memory_of_the_rank_with_the_most_bytes():
+    record = joined([rank_of(None, 20, 1.0), rank_of(None, 30, 1.0)])
+    assert record.memory is not None
+    assert record.memory.optimizer_state == 30
+
+
+def test_a_port_that_is_taken_and_another_machine_are_errors_before_anything_runs():
+    with socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} of localhost is taken"):
+            read_nodes(2, f"localhost:{port}")
+    # An address for documentation (RFC 5737), which no machine has.
+    assert read_nodes(2, "192.0.2.1") == Nodes(nnodes=2, endpoint="192.0.2.1:29400", is_host=False)
+    with pytest.raises(ValueError, match="on another machine; add --nnodes"):
+        read_nodes(1, "192.0.2.1")
+    with pytest.raises(ValueError, match="needs --rdzv-endpoint HOST:PORT"):
+        read_nodes(2, None)
+
+
+def test_ranks_are_counted_before_anything_runs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    on_gpus = replace(ranked("ddp"), device="cuda")
+    with pytest.raises(ValueError, match="2 ranks need 2 GPUs on this machine, and it has 1"):
+        require_nodes([on_gpus], Nodes())
+    require_nodes([on_gpus], Nodes(nnodes=2, endpoint="localhost:1"))
+    with pytest.raises(ValueError, match="must divide the ranks, got 3 machines for 2 ranks"):
+        require_nodes([ranked("ddp")], Nodes(nnodes=3, endpoint="localhost:1"))
+    with pytest.raises(ValueError, match="--nnodes is for measured ranks"):
+        require_nodes([simulated(ranked("ddp"), 0)], Nodes(nnodes=2, endpoint="localhost:1"))
+
+
+def test_ranks_that_need_more_than_half_of_the_free_memory_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(ranks, "free_bytes", lambda: 399)
+    # Each rank builds all 25 parameters of 4 bytes before it keeps its part.
+    record = replace(rank_of(50, 20, 1.0), parameter_count=25)
+    assert record.memory is not None
+    record = replace(record, memory=replace(record.memory, parameters_by_dtype={"float32": 50}))
+    with pytest.raises(DoesNotFitError, match="2 ranks on this machine need 200 bytes"):
+        ranks.require_room_on_host(ranked("fsdp2"), record, 2)
+    ranks.require_room_on_host(ranked("fsdp2"), record, 1)
