@@ -188,7 +188,7 @@ _Watching = tuple[Trainer, Memory, Watched]
 
 
 def _watch_on_cpu(scenario: Scenario, harness: Harness) -> _Watching:
-    watch = LiveTensors()
+    watch = LiveTensors(on_ranks=scenario.parallel is not None)
     with watch.watching():
         run = Trainer(scenario, harness.phase)
         watch.begin(run.model, run.batch, run.optimizer)
