@@ -41,15 +41,16 @@ MOST_TIMEOUT = 1e7
 MOST_SUITE_MICRO_BATCHES = 1 << 16
 
 
-def plan(questions: Iterable[Question]) -> list[Scenario]:
+def plan(questions: Iterable[Question], *, has_cuda: bool | None = None) -> list[Scenario]:
     """Return the scenarios of some questions, each once.
 
+    `has_cuda` says whether a cluster that will run them has CUDA; without it, this machine does.
     Raises ValueError for the first model, optimizer, option, GPU or allocator setting that is
     wrong.
     """
     scenarios: dict[Scenario, Scenario] = {}
     for question in questions:
-        for device in _devices(question.get("device")):
+        for device in _devices(question.get("device"), has_cuda):
             scenario = _scenario(question, device)
             scenarios.setdefault(scenario, scenario)
     for scenario in scenarios.values():
@@ -60,15 +61,17 @@ def plan(questions: Iterable[Question]) -> list[Scenario]:
     return list(scenarios.values())
 
 
-def plan_suite(suite: Suite, allowed: Collection[str]) -> list[Scenario]:
-    """Return the scenarios of a suite.
+def plan_suite(
+    suite: Suite, allowed: Collection[str], *, has_cuda: bool | None = None
+) -> list[Scenario]:
+    """Return the scenarios of a suite; `has_cuda` is that of `plan`.
 
     Of code named by the suite (`module:Class`, `module:factory`) only the `allowed` names run. A
     suite whose simulations would take hours is refused.
     """
     for question in suite.questions:
         _refuse_code(question, allowed)
-    scenarios = plan(suite.questions)
+    scenarios = plan(suite.questions, has_cuda=has_cuda)
     # Measured scenarios are simulated too, for two steps.
     count = sum(
         scenario.micro_batches * (scenario.steps if scenario.device == "sim" else SIMULATED_STEPS)
@@ -171,14 +174,15 @@ def _refuse_code(question: Question, allowed: Collection[str]) -> None:
             )
 
 
-def _devices(device: str | None) -> tuple[str, ...]:
+def _devices(device: str | None, has_cuda: bool | None = None) -> tuple[str, ...]:
     """Return the devices of a question: "auto" simulates CUDA and measures this machine."""
     device = usual("device", device)
-    if device == "cuda":
+    if device == "cuda" and has_cuda is None:
         require_cuda()
     if device not in (None, "auto"):
         return (device,)
-    return ("sim", "cuda" if torch.cuda.is_available() else "cpu")
+    is_on_cuda = torch.cuda.is_available() if has_cuda is None else has_cuda
+    return ("sim", "cuda" if is_on_cuda else "cpu")
 
 
 def _scenario(question: Question, device: Any) -> Scenario:
