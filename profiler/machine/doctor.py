@@ -43,6 +43,7 @@ _PACKAGES = (
     ),
     ("triton", "triton", "our optimizers' fused steps on CUDA", "fused"),
     ("peft", "peft", "--lora", "lora"),
+    ("ray", "ray", "sweep --on", "ray"),
     ("pytorch-optimizer", "pytorch_optimizer", "more optimizers", "zoo"),
 )
 

@@ -43,15 +43,16 @@ MOST_TIMEOUT = 1e7
 MOST_SUITE_MICRO_BATCHES = 1 << 16
 
 
-def plan(questions: Iterable[Question]) -> list[Scenario]:
+def plan(questions: Iterable[Question], *, has_cuda: bool | None = None) -> list[Scenario]:
     """Return the scenarios of some questions, each once.
 
+    `has_cuda` says whether a cluster that will run them has CUDA; without it, this machine does.
     Raises ValueError for the first model, optimizer, option, GPU or allocator setting that is
     wrong.
     """
     scenarios: dict[Scenario, Scenario] = {}
     for question in questions:
-        for device in _devices(question):
+        for device in _devices(question, has_cuda):
             scenario = _scenario(question, device)
             scenarios.setdefault(scenario, scenario)
     for scenario in scenarios.values():
@@ -62,15 +63,17 @@ def plan(questions: Iterable[Question]) -> list[Scenario]:
     return list(scenarios.values())
 
 
-def plan_suite(suite: Suite, allowed: Collection[str]) -> list[Scenario]:
-    """Return the scenarios of a suite.
+def plan_suite(
+    suite: Suite, allowed: Collection[str], *, has_cuda: bool | None = None
+) -> list[Scenario]:
+    """Return the scenarios of a suite; `has_cuda` is that of `plan`.
 
     Of code named by the suite (`module:Class`, `module:factory`) only the `allowed` names run. A
     suite whose simulations would take hours is refused.
     """
     for question in suite.questions:
         _refuse_code(question, allowed)
-    scenarios = plan(suite.questions)
+    scenarios = plan(suite.questions, has_cuda=has_cuda)
     # Measured scenarios are simulated too, for two steps.
     count = sum(
         scenario.micro_batches * (scenario.steps if scenario.device == "sim" else SIMULATED_STEPS)
@@ -136,8 +139,8 @@ def _curve(
 
 
 def _sizes_beside(names: Sequence[str], options: Mapping[str, Any]) -> Sequence[str]:
-    """Return the models of the plot over sizes."""
-    if options.get("config"):
+    """Return the models of the plot over sizes; those that ranks share are shown alone."""
+    if options.get("config") or options.get("parallel"):
         return names
     if options.get("workload") == "state":
         # Every record of such a run is a result of its own, not a point of a plot.
@@ -173,14 +176,14 @@ def _refuse_code(question: Question, allowed: Collection[str]) -> None:
             )
 
 
-def _devices(question: Question) -> tuple[str, ...]:
+def _devices(question: Question, has_cuda: bool | None = None) -> tuple[str, ...]:
     """Return the devices of a question: "auto" simulates CUDA and measures this machine.
 
     Ranks are measured without being asked only if each has a GPU here. Raises ValueError for a
     measurement of one rank of many.
     """
     device, rank = usual("device", question.get("device")), question.get("rank") or 0
-    if device == "cuda":
+    if device == "cuda" and has_cuda is None:
         require_cuda()
     if device in ("cpu", "cuda") and rank:
         raise ValueError(
@@ -192,7 +195,8 @@ def _devices(question: Question) -> tuple[str, ...]:
     if question.get("parallel") is not None:
         has_room = torch.cuda.device_count() >= (question.get("ranks") or 1)
         return ("sim", "cuda") if has_room and not rank else ("sim",)
-    return ("sim", "cuda" if torch.cuda.is_available() else "cpu")
+    is_on_cuda = torch.cuda.is_available() if has_cuda is None else has_cuda
+    return ("sim", "cuda" if is_on_cuda else "cpu")
 
 
 def _scenario(question: Question, device: Any) -> Scenario:

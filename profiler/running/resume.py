@@ -19,18 +19,27 @@ def pending(
     lost: Collection[str] = (),
     *,
     anonymous: bool = False,
+    anywhere: bool = False,
 ) -> list[Scenario]:
     """Return the scenarios without a complete record that is ok and of an environment like this.
 
     Environments are alike if their versions of optprof, torch and transformers are and, for
     measured records, the processor or the GPU. The records of an `anonymous` run, which name none,
     count as made on this machine. A record is complete if nothing of it was `lost`; that has the
-    names of files whose timelines cannot be read.
+    names of files whose timelines cannot be read. With `anywhere` a record of any environment is
+    complete: the machines of a cluster are not this one.
     """
-    done = {
-        (scenario_key(record.scenario), _place(record.scenario, record.environment))
+    complete = [
+        record
         for record in standing(records)
         if record.outcome == "ok" and not record.lost and file_name(record.scenario) not in lost
+    ]
+    if anywhere:
+        keys = {scenario_key(record.scenario) for record in complete}
+        return [scenario for scenario in scenarios if scenario_key(scenario) not in keys]
+    done = {
+        (scenario_key(record.scenario), _place(record.scenario, record.environment))
+        for record in complete
     }
     unnamed = replace(environment, machine=None)
     environments = [environment, unnamed] if anonymous else [environment]

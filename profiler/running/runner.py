@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Any, Protocol
 
 from optprof.optimizers.catalogue import CATALOGUE
 from optprof.scenarios import Scenario
@@ -191,8 +191,12 @@ class Machines(Protocol):
         """Return the number of the waiting group to start now; None if there is no room."""
         ...
 
-    def start(self, group: Sequence[int]) -> "Future[list[Record]]":
-        """Start a group; its result has a record for each scenario, or none to start each alone."""
+    def start(self, group: Sequence[int]) -> "Future[Any]":
+        """Start a group."""
+        ...
+
+    def records(self, group: Sequence[int], future: "Future[Any]") -> list[Record]:
+        """Return the records of a group that has ended, or none of them to start each alone."""
         ...
 
     def stop(self) -> None:
@@ -261,6 +265,11 @@ class ThisMachine:
         future.set_result(self._find(group))
         return future
 
+    def records(self, group: Sequence[int], future: "Future[list[Record]]") -> list[Record]:
+        """Return what the thread has found."""
+        del group
+        return future.result()
+
     def stop(self) -> None:
         """End the processes, and wait for the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -307,7 +316,7 @@ class Recording:
         self._started, self._finished = started, finished
         self._first = store.next_place()
         self._waiting = deque(machines.groups(scenarios))
-        self._running: dict[Future[list[Record]], list[int]] = {}
+        self._running: dict[Future[Any], list[int]] = {}
         self._begun: set[int] = set()
         self._records: dict[int, Record] = {}
 
@@ -322,7 +331,8 @@ class Recording:
                     while trouble is None and (chosen := self._chosen()) is not None:
                         self._start(chosen)
                     for future in wait(self._running, return_when=FIRST_COMPLETED).done:
-                        self._keep(self._running.pop(future), future.result())
+                        group = self._running.pop(future)
+                        self._keep(group, self._machines.records(group, future))
                 except OSError as error:
                     trouble = trouble or error
         except BaseException:

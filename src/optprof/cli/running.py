@@ -11,7 +11,7 @@ from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -84,16 +84,16 @@ def expect_many_records() -> None:
 
 @contextmanager
 def session(
-    names: str, options: RunOptions, models: Sequence[str]
-) -> Iterator[tuple["Worker", TextIO]]:
-    """Yield a worker and the stream for results.
+    names: str, options: RunOptions, models: Sequence[str], *, is_here: bool = True
+) -> Iterator[tuple["Worker | None", TextIO]]:
+    """Yield a worker, if scenarios run on this machine, and the stream for results.
 
     `names` may include the user's models and optimizers, `models` those of the catalogue.
     """
     from optprof.profiler.running.worker import Worker
 
     # The worker loads torch and the models' code while this process loads torch.
-    with results_on_stdout() as stdout, Worker(models) as worker:
+    with results_on_stdout() as stdout, Worker(models) if is_here else nullcontext() as worker:
         # After the worker's start: it imports our code alone, and each job brings its own path.
         see_own_code(names)
         with busy("loading torch"):
@@ -108,14 +108,20 @@ def run_all(
     name: str,
     out: Path | None,
     options: RunOptions,
-    worker: "Worker",
+    worker: "Worker | None",
     stdout: TextIO,
+    *,
+    ray: Any = None,
+    retries: int = 0,
 ) -> None:
-    """Run the scenarios that are not recorded yet, and show the records of all."""
+    """Run the scenarios that are not recorded yet, and show the records of all.
+
+    With `ray`, which is connected to a cluster, they run there.
+    """
     from optprof.profiler.measuring.files import require_iterations
     from optprof.profiler.running.jobs import require_jobs, usual_jobs
     from optprof.profiler.running.launching import read_nodes, require_nodes
-    from optprof.profiler.running.runner import run
+    from optprof.profiler.running.runner import Recording, run
     from optprof.reports.ahead import Ahead
     from optprof.reports.arithmetic.savings import require_baseline
 
@@ -127,14 +133,19 @@ def run_all(
             "--resume works on one machine, for the others do not know what is recorded; run the"
             " missing scenarios with a new --out"
         )
-    if not nodes.is_host:
+    if nodes.nnodes > 1 and ray is not None:
+        raise ValueError(
+            "--nnodes measures by the same command on each machine, and --on gives scenarios to a"
+            " cluster; leave one of them out"
+        )
+    if worker is not None and not nodes.is_host:
         _take_part(scenarios, options, worker, nodes)
         return
     if options.baseline is not None:
         require_baseline(options.baseline, [scenario.optimizer for scenario in scenarios])
     jobs = usual_jobs() if options.jobs is None else require_jobs(options.jobs)
     store = _open_run(name, out, options)
-    waiting = _waiting(scenarios, store)
+    waiting = _waiting(scenarios, store, anywhere=ray is not None)
     if not options.no_report:
         # While the worker loads torch: this takes a second, and disturbs no measurement yet. If a
         # package is missing, the report says so after the run.
@@ -150,19 +161,28 @@ def run_all(
                     ahead.start(scenario)
                 shown.started(place, scenario)
 
-            run(
-                waiting,
-                store,
-                started,
-                worker=worker,
-                jobs=jobs,
-                finished=shown.finished,
-                snapshots=options.snapshot,
-                traces=options.trace,
-                timeout=options.timeout,
-                force=options.force,
-                nodes=nodes,
-            )
+            settings: dict[str, Any] = {
+                "snapshots": options.snapshot,
+                "traces": options.trace,
+                "timeout": options.timeout,
+                "force": options.force,
+            }
+            if ray is None:
+                run(
+                    waiting,
+                    store,
+                    started,
+                    worker=worker,
+                    jobs=jobs,
+                    finished=shown.finished,
+                    nodes=nodes,
+                    **settings,
+                )
+            else:
+                from optprof.profiler.running.cluster import Cluster
+
+                cluster = Cluster(ray, store, retries=retries, **settings)
+                Recording(waiting, store, cluster, started, shown.finished).run()
     except KeyboardInterrupt:
         print(
             f"interrupted; what is finished is in {store.folder}; to go on:\n "
@@ -228,8 +248,13 @@ def _open_run(name: str, out: Path | None, options: RunOptions) -> "RunStore":
     return store
 
 
-def _waiting(scenarios: "Sequence[Scenario]", store: "RunStore") -> "Sequence[Scenario]":
-    """Return the scenarios without a record; set aside their unreadable timelines."""
+def _waiting(
+    scenarios: "Sequence[Scenario]", store: "RunStore", *, anywhere: bool
+) -> "Sequence[Scenario]":
+    """Return the scenarios without a record; set aside their unreadable timelines.
+
+    Records that were made `anywhere` count if a cluster runs the scenarios.
+    """
     from optprof.profiler.machine.environment import environment
     from optprof.profiler.records.store import file_name, standing
     from optprof.profiler.running.resume import pending
@@ -240,7 +265,14 @@ def _waiting(scenarios: "Sequence[Scenario]", store: "RunStore") -> "Sequence[Sc
     store.warn()
     if not records:
         return scenarios
-    waiting = pending(scenarios, records, environment(seed=0), lost, anonymous=store.anonymous)
+    waiting = pending(
+        scenarios,
+        records,
+        environment(seed=0),
+        lost,
+        anonymous=store.anonymous,
+        anywhere=anywhere,
+    )
     for name in lost & {file_name(scenario) for scenario in waiting}:
         store.set_timeline_aside(name)
     require_records(len(records) + len(waiting))

@@ -1,6 +1,7 @@
 """optprof sweep: run the scenarios of a suite."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -41,6 +42,21 @@ def sweep(
             metavar="MODULE:NAME", help="Code of your own that the suite may run; may be repeated."
         ),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLUSTER",
+            help="Run on a Ray cluster: ray (this machine), ray://HOST:PORT or HOST:PORT.",
+            show_default="no cluster",
+        ),
+    ] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            help="With --on: runs again whose worker or node has died, at most N times each.",
+            show_default="0",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the run.", show_default="runs/SUITE")
     ] = None,
@@ -52,14 +68,24 @@ def sweep(
     # Before torch is loaded.
     loaded = suites.load(suite)
     models = sorted({question["model"] for question in loaded.questions})
-    with session(",".join(allow or ()), options, models) as (worker, stdout):
+    if retries is not None and on is None:
+        raise ValueError("--retries is for a cluster; name one with --on")
+    if options.jobs is not None and on is not None:
+        raise ValueError("--jobs is for this machine, and Ray has its own queue; leave it out")
+    is_here = dry_run or on is None
+    with session(",".join(allow or ()), options, models, is_here=is_here) as (worker, stdout):
+        from optprof.profiler.running.cluster import connected, has_cuda, require_retries
         from optprof.profiler.running.plan import plan_suite
 
-        scenarios = plan_suite(loaded, allow or ())
-        if dry_run:
-            _forecast(scenarios, worker, stdout, options.timeout)
-        else:
-            run_all(scenarios, loaded.name, out, options, worker, stdout)
+        count = require_retries(retries or 0)
+        with connected(on) if on and not is_here else nullcontext() as ray:
+            scenarios = plan_suite(loaded, allow or (), has_cuda=ray and has_cuda(ray))
+            if dry_run and worker:
+                _forecast(scenarios, worker, stdout, options.timeout)
+            else:
+                run_all(
+                    scenarios, loaded.name, out, options, worker, stdout, ray=ray, retries=count
+                )
 
 
 def _forecast(
