@@ -124,8 +124,9 @@ class Cluster:
     """Gives each scenario to Ray as a task.
 
     It requests one CPU to simulate, a CPU and a GPU for each rank to measure on CUDA, and to
-    measure on the CPU as many CPUs as the largest node has, so that nothing else runs there. A task whose worker or
-    node has died is tried again up to `retries` times. `options` are those of `Runner`.
+    measure on the CPU as many CPUs as the largest node has, so that nothing else runs there. A task
+    whose worker or node has died is tried again up to `retries` times. `options` are those of
+    `Runner`.
     """
 
     starts_at_once = False

@@ -120,24 +120,12 @@ def run_all(
     """
     from optprof.profiler.measuring.files import require_iterations
     from optprof.profiler.running.jobs import require_jobs, usual_jobs
-    from optprof.profiler.running.launching import read_nodes, require_nodes
     from optprof.profiler.running.runner import Recording, run
     from optprof.reports.ahead import Ahead
     from optprof.reports.arithmetic.savings import require_baseline
 
     require_iterations(scenarios, snapshots=options.snapshot, traces=options.trace)
-    nodes = read_nodes(options.nnodes, options.rdzv_endpoint)
-    require_nodes(scenarios, nodes)
-    if nodes.nnodes > 1 and options.resume:
-        raise ValueError(
-            "--resume works on one machine, for the others do not know what is recorded; run the"
-            " missing scenarios with a new --out"
-        )
-    if nodes.nnodes > 1 and ray is not None:
-        raise ValueError(
-            "--nnodes measures by the same command on each machine, and --on gives scenarios to a"
-            " cluster; leave one of them out"
-        )
+    nodes = _nodes(scenarios, options, on_cluster=ray is not None)
     if worker is not None and not nodes.is_host:
         _take_part(scenarios, options, worker, nodes)
         return
@@ -195,6 +183,25 @@ def run_all(
     failed = sum(record.outcome != "ok" for record in records)
     if failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _nodes(scenarios: "Sequence[Scenario]", options: RunOptions, *, on_cluster: bool) -> "Nodes":
+    """Return the machines of measured ranks; ValueError for options that contradict each other."""
+    from optprof.profiler.running.launching import read_nodes, require_nodes
+
+    nodes = read_nodes(options.nnodes, options.rdzv_endpoint)
+    require_nodes(scenarios, nodes)
+    if nodes.nnodes > 1 and options.resume:
+        raise ValueError(
+            "--resume works on one machine, for the others do not know what is recorded; run the"
+            " missing scenarios with a new --out"
+        )
+    if nodes.nnodes > 1 and on_cluster:
+        raise ValueError(
+            "--nnodes measures by the same command on each machine, and --on gives scenarios to a"
+            " cluster; leave one of them out"
+        )
+    return nodes
 
 
 def _take_part(
