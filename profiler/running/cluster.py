@@ -193,7 +193,9 @@ class Cluster:
             return "failed", f"the task failed on its node: {one_line(cause)}"
         full = isinstance(error, exceptions.OutOfMemoryError)
         tries = f", tried {self._retries + 1} times" if self._retries else ""
-        line = f"Ray lost the task{tries}: {type(error).__name__}: {_shown(error)}"
+        # Ray's text has addresses of machines.
+        text = "" if self._store.anonymous else f": {_shown(error)}"
+        line = f"Ray lost the task{tries}: {type(error).__name__}{text}"
         return "out-of-memory" if full else "killed", line
 
 

@@ -70,8 +70,6 @@ def sweep(
     models = sorted({question["model"] for question in loaded.questions})
     if retries is not None and on is None:
         raise ValueError("--retries is for a cluster; name one with --on")
-    if options.jobs is not None and on is not None:
-        raise ValueError("--jobs is for this machine, and Ray has its own queue; leave it out")
     from optprof.profiler.running.cluster import connected, has_cuda, require_retries
 
     tries = require_retries(retries or 0)
