@@ -372,6 +372,18 @@ def test_the_rest_takes_as_long_as_scenarios_of_its_kind_took():
     assert left.text() == "about 2 min left"
 
 
+def test_several_jobs_share_the_time_that_is_left():
+    left = TimeLeft((scenario("tiny", "sim"),) * 6, jobs=2)
+    left.start(0, 100.0)
+    left.start(1, 100.0)
+    assert left.end(1, 120.0) == 20.0
+    # Five of twenty seconds, two at a time.
+    assert (left.done, left.text()) == (1, "about 50 s left")
+    assert left.start(2, 120.0) is None
+    assert left.end(0, 120.0) == 20.0
+    assert left.text() == "about 40 s left"
+
+
 BLOCKED = """
 import sys
 class Missing:

@@ -19,8 +19,8 @@ from ..safety.whereabouts import without_homes, without_host, without_paths
 from .fits import Fit
 from .record import OF_THE_MACHINE, Environment, Record
 
-# Our options whose value is a path, even without a slash.
-_PLACES = ("--out", "--html")
+# Our options whose value is a path, even without a slash, or the address of a machine.
+_PLACES = {"--out": "PATH", "--html": "PATH", "--on": "CLUSTER"}
 # The value of an option that is masked already.
 _MASKED = re.compile(r"\*{3}(?:[0-9a-f]{4})?")
 
@@ -109,8 +109,8 @@ def _command(words: tuple[str, ...], anonymous: bool) -> tuple[str, ...]:
 def _word(word: str, previous: str, anonymous: bool) -> str:
     option, equals, _ = word.partition("=")
     if anonymous and option in _PLACES and equals:
-        return f"{option}=PATH"
-    return "PATH" if anonymous and previous in _PLACES else _name(word, anonymous)
+        return f"{option}={_PLACES[option]}"
+    return _PLACES[previous] if anonymous and previous in _PLACES else _name(word, anonymous)
 
 
 def _values(values: Mapping[str, Any], anonymous: bool) -> Mapping[str, Any]:

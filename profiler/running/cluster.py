@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import chdir, contextmanager, suppress
@@ -64,8 +65,8 @@ class Settings:
 def connected(on: str) -> Iterator[Any]:
     """Connect to a cluster and yield Ray: "ray" for this machine, or an address of a cluster.
 
-    ValueError for a value that is none of these and without Ray, ConnectionError for a cluster that
-    cannot be reached.
+    ValueError for another value and without Ray, ConnectionError for a cluster that cannot be
+    reached.
     """
     host, port = _address(on)
     require_installed("--on", "ray")
@@ -79,12 +80,13 @@ def connected(on: str) -> Iterator[Any]:
     address = None if on == "ray" else on
     try:
         # Ray would let its workers import from the current folder, which may be a stranger's.
-        with chdir("/"):
+        with chdir("/"), warnings.catch_warnings(action="ignore"):
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         seconds = time.monotonic() - start
         raise ConnectionError(
-            f"Ray at {on} did not take this run after {seconds:.0f} s: {one_line(error)}"
+            f"no connection to Ray ({on}) after {seconds:.0f} s: {_shown(error)}; if the cluster"
+            " asks for a token, set RAY_AUTH_MODE=token"
         ) from error
     try:
         yield ray
@@ -165,6 +167,11 @@ class Cluster:
             record = Record.from_dict(data)
         except self._ray.exceptions.RayError as error:
             return [without_result(scenario, *self._end_of(error))]
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"the connection to the cluster was lost: {_shown(error)}; what is finished is in"
+                f" {self._store.folder}, go on with --resume"
+            ) from error
         environment = replace(record.environment, command=tuple(command()))
         record = replace(record, scenario=scenario, environment=environment)
         return [_with_files(record, files, self._store)]
@@ -187,9 +194,15 @@ class Cluster:
             return "failed", f"the task failed on its node: {one_line(cause)}"
         full = isinstance(error, exceptions.OutOfMemoryError)
         tries = f", tried {self._retries + 1} times" if self._retries else ""
-        words = schema.shortened(" ".join(str(error).split()), _MOST_LETTERS)
-        line = f"Ray lost the task{tries}: {type(error).__name__}: {words}"
+        # Ray's text has addresses of machines.
+        text = "" if self._store.anonymous else f": {_shown(error)}"
+        line = f"Ray lost the task{tries}: {type(error).__name__}{text}"
         return "out-of-memory" if full else "killed", line
+
+
+def _shown(error: Exception) -> str:
+    """Return the beginning of an error's text as one line."""
+    return schema.shortened(" ".join(str(error).split()), _MOST_LETTERS)
 
 
 def _with_files(record: Record, files: Mapping[str, bytes], store: RunStore) -> Record:

@@ -11,8 +11,10 @@ from ..machine.memory import free_bytes
 from .processes import ON_LINUX
 
 MOST_JOBS = 256
-# A simulation of gpt2-xl takes this much beside the memory that it shares with the zygote.
-_JOB_BYTES = 1 << 30
+# Several times what a simulation takes in addition to the memory that it shares with the zygote:
+# 43 MiB for tiny, 57 MiB for gpt2-xl, 91 MiB for one rank of gpt2-xl under FSDP2. A factory's model
+# may hold data.
+_JOB_BYTES = 512 << 20
 
 
 def usual_jobs() -> int:

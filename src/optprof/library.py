@@ -25,6 +25,7 @@ def profile(
     *,
     out: str | Path | None = None,
     timeout: float | None = None,
+    jobs: int | None = None,
     force: bool = False,
     anonymous: bool = False,
     baseline: str | None = None,
@@ -34,14 +35,15 @@ def profile(
 
     `models` and `optimizers` are names with options, in a list or as the command line takes them.
     `options` are other fields of `optprof.scenarios.Scenario`: device, dtype, batch_size and so on.
-    `out` is a folder for the run, `anonymous` leaves out the machine and every path. `baseline`
-    names the optimizer that reports compare the others with: by default adamw, else adam, else the
-    first.
+    `jobs` simulations run at once, by default as many as there are cores and memory for. `out` is a
+    folder for the run, `anonymous` leaves out the machine and every path. `baseline` names the
+    optimizer that reports compare the others with: by default adamw, else adam, else the first.
 
     A scenario that fails is a record with its outcome. Raises ValueError for a request that cannot
     be met, FileExistsError for a folder that holds a run, or other files unless `force` is given.
     """
     from .profiler.records.store import RunStore
+    from .profiler.running.jobs import require_jobs, usual_jobs
     from .profiler.running.launching import ONE_NODE, require_nodes
     from .profiler.running.plan import comparison, plan, require_timeout
     from .profiler.running.runner import run as run_all
@@ -52,6 +54,7 @@ def profile(
     run = Run.temporary() if out is None else Run(folder=Path(out))
     run.baseline = baseline
     require_timeout(timeout)
+    jobs = usual_jobs() if jobs is None else require_jobs(jobs)
     scenarios = plan(comparison(models, optimizers, **options))
     if baseline is not None:
         require_baseline(baseline, [scenario.optimizer for scenario in scenarios])
@@ -60,8 +63,15 @@ def profile(
     store = RunStore.create(run.where)
     store.anonymous = anonymous
     try:
-        run_all(scenarios, store, lambda _place, _scenario: None, timeout=timeout, force=force)
-        run.records = store.read()
+        run_all(
+            scenarios,
+            store,
+            lambda _place, _scenario: None,
+            jobs=jobs,
+            timeout=timeout,
+            force=force,
+        )
+        run.records = store.read_standing()
     finally:
         store.close()
     return run

@@ -114,6 +114,26 @@ class Escapes(torch.optim.SGD):
             os._exit(0)
         ctypes.PyDLL(None).pause()
 
+class Meets(torch.optim.SGD):
+    # It goes on once another optimizer has come here too; the one with the lower rate is the last.
+    def step(self, closure=None):
+        folder = os.path.join(os.path.dirname(os.environ["OPTPROF_TEST_PIDS"]), "meeting")
+        rate = self.param_groups[0]["lr"]
+        open(os.path.join(folder, str(rate)), "w").close()
+        while len(os.listdir(folder)) < 2:
+            time.sleep(0.01)
+        print("met", rate)
+        time.sleep(1 - rate)
+        super().step(closure)
+
+class Notes(torch.optim.SGD):
+    def step(self, closure=None):
+        folder = os.path.dirname(os.environ["OPTPROF_TEST_PIDS"])
+        with open(os.path.join(folder, "notes"), "a") as file:
+            file.write(f"{os.getpid()} ")
+        time.sleep(0.05)
+        super().step(closure)
+
 class Floods(torch.optim.SGD):
     def step(self, closure=None):
         os.write(1, b"first words")
@@ -174,6 +194,9 @@ class Stuck(Model):
         with open(os.environ["OPTPROF_TEST_PIDS"], "w") as file:
             file.write(f"{os.getpid()} {os.getppid()}.")
         ctypes.PyDLL(None).pause()
+
+def dies():
+    os.kill(os.getpid(), signal.SIGSEGV)
 
 def stuck():
     return Stuck(), {"x": torch.ones(2, 8)}
@@ -483,6 +506,89 @@ def test_a_child_killed_by_the_kernel_for_its_memory_is_out_of_memory(
     assert str(record.error).startswith("the kernel ended the process")
 
 
+def test_simulations_run_at_once_and_reports_keep_their_order(
+    tmp_path: Path, own: Path, worker: Worker
+):
+    """Two optimizers on one trace of their model wait for each other; the first ends last."""
+    (own / "meeting").mkdir()
+    scenarios = [scenario("Meets", options={"lr": rate}) for rate in (0.1, 0.9)]
+    store = RunStore.create(tmp_path / "run")
+    begun, ended = list[int](), list[int]()
+
+    def started(place: int, _scenario: Scenario) -> None:
+        begun.append(place)
+
+    records = run(
+        scenarios, store, started, jobs=2, finished=ended.append, worker=worker, timeout=60
+    )
+    assert [record.outcome for record in records] == ["ok", "ok"], records
+    assert (begun, ended) == ([0, 1], [1, 0])
+    assert [record.scenario for record in store.read()] == scenarios[::-1]
+    assert [record.scenario for record in store.read_standing()] == scenarios
+    logs = [store.read_log(record) for record in records]
+    assert [set(log.splitlines()) for log in logs] == [{"met 0.1"}, {"met 0.9"}]
+
+
+def test_jobs_that_run_at_once_fail_alone(tmp_path: Path, worker: Worker, pids: Path):
+    scenarios = [
+        *(replace(scenario(options={"lr": rate}), model="owned:dies") for rate in (0.1, 0.2)),
+        *map(scenario, ("Hangs", "Killed", "Tells", "Fails", "Quits", "sgd")),
+    ]
+    store = RunStore.create(tmp_path / "run")
+    before = worker.pid
+    records = run(scenarios, store, quietly, jobs=3, timeout=5, worker=worker)
+    assert [record.outcome for record in records] == [
+        "killed",
+        "killed",
+        "timeout",
+        "killed",
+        "ok",
+        "failed",
+        "failed",
+        "ok",
+    ]
+    assert {record.error for record in records[:2]} == {"the process was ended by SIGSEGV"}
+    assert all(gone(pid) for pid in read_pids(pids))
+    assert len(store.read()) == len(scenarios)
+    assert worker.pid == before
+
+
+def test_a_measurement_runs_alone_and_after_the_simulations(
+    tmp_path: Path, own: Path, worker: Worker
+):
+    scenarios = [
+        scenario("Notes", workload="state"),
+        scenario("Notes", device="cpu", workload="state", steps=2),
+        *(scenario("Notes", workload="state", seed=seed) for seed in (1, 2, 3)),
+    ]
+    store = RunStore.create(tmp_path / "run")
+    records = run(scenarios, store, quietly, jobs=2, worker=worker)
+    assert [record.scenario for record in records] == scenarios
+    assert [record.scenario.device for record in store.read()] == ["sim"] * 4 + ["cpu"]
+    pids = (own / "notes").read_text().split()
+    assert set(pids[pids.index(pids[-1]) :]) == {pids[-1]}
+
+
+def test_an_interrupt_ends_all_jobs_and_keeps_what_is_finished(
+    tmp_path: Path, own: Path, pids: Path
+):
+    here = str(Path(__file__).resolve().parent.parent.parent / "src")
+    code = PARENT.replace("lambda *_: None", "lambda *_: None, jobs=2")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run"), str(own), "owned:model", "owned:Hangs"],
+        env={**os.environ, "PYTHONPATH": here},
+        stderr=subprocess.DEVNULL,
+    )
+    numbers = read_pids(pids)
+    records = tmp_path / "run" / "records.jsonl"
+    while not records.read_bytes():
+        time.sleep(0.02)
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(20) != 0
+    assert all(gone(pid) for pid in numbers)
+    assert [record.outcome for record in RunStore(tmp_path / "run").read()] == ["ok"]
+
+
 def test_a_killed_zygote_costs_one_record_and_leaves_nothing(tmp_path: Path, pids: Path):
     with Worker() as worker:
 
@@ -634,9 +740,12 @@ def test_the_beginning_and_the_end_of_a_flood_of_output_are_kept(tmp_path: Path,
     assert len(log) < HEAD + TAIL + 100
 
 
-@pytest.mark.parametrize("kib", [64, 68, 72, 76, 80, 84, 88, 92, 96, 100, 104])
+@pytest.mark.parametrize(
+    ("kib", "jobs"),
+    [*((kib, 1) for kib in (64, 68, 72, 76, 80, 84, 88, 92, 96, 100, 104)), (196, 2), (240, 3)],
+)
 def test_a_small_disk_keeps_the_record_of_each_scenario_that_began(
-    tmp_path: Path, worker: Worker, kib: int
+    tmp_path: Path, worker: Worker, kib: int, jobs: int
 ):
     scenarios, begun = [scenario("Talks", seed=seed) for seed in range(40)], list[int]()
 
@@ -648,10 +757,10 @@ def test_a_small_disk_keeps_the_record_of_each_scenario_that_began(
         closing(RunStore.create(disk / "run")) as store,
     ):
         with pytest.raises(OSError, match="No space left on device"):
-            run(scenarios, store, started, snapshots=True, worker=worker)
-        records = store.read()
+            run(scenarios, store, started, snapshots=True, jobs=jobs, worker=worker)
+        records = store.read_standing()
         parts = [path for path in disk.rglob("*") if path.name.endswith(".part")]
-    assert [record.scenario.seed for record in records] == begun
+    assert [record.scenario.seed for record in records] == sorted(begun)
     assert {record.outcome for record in records} <= {"ok"}
     assert not parts
 
@@ -832,3 +941,18 @@ def test_the_last_record_of_a_scenario_counts():
     first, other = Scenario(model="gpt2"), Scenario(model="gpt2-xl")
     records = [made(first, "failed"), made(other), made(first)]
     assert standing(records) == [records[2], records[1]]
+
+
+def test_records_go_by_their_places_and_those_without_stay_where_they_are():
+    seeds = [replace(made(Scenario(model="gpt2", seed=seed)), place=None) for seed in range(6)]
+    places = [None, 1, 0, None, 3, 2]
+    records = [replace(each, place=place) for each, place in zip(seeds, places, strict=True)]
+    # The fourth has none, and stays behind the two before it.
+    assert [record.scenario.seed for record in standing(records)] == [0, 2, 1, 3, 5, 4]
+
+
+def test_a_cluster_s_records_count_wherever_they_were_made():
+    scenarios = [Scenario(model="gpt2", device="cpu"), Scenario(model="gpt2", device="cuda")]
+    records = [made(scenarios[0], machine=Machine(cpu="slow")), made(scenarios[1], "killed")]
+    assert pending(scenarios, records, HERE) == scenarios
+    assert pending(scenarios, records, HERE, anywhere=True) == scenarios[1:]

@@ -159,7 +159,7 @@ class RunOptions:
         typer.Option(
             "--jobs",
             "-j",
-            help="Simulations at once; a scenario that measures runs alone.",
+            help="Simulations at once on this machine; a scenario that measures runs alone.",
             show_default="as cores and memory allow",
         ),
     ] = None

@@ -31,7 +31,8 @@ from .names import names_code
 PROJECT = Path("pyproject.toml")
 # A hostile file of 1 MiB would keep Python's reader of TOML busy for minutes.
 _MOST_BYTES = 1 << 16
-# Options that are meant for one call; a stranger's file must not choose a folder to write into.
+# Options that are meant for one call; a stranger's file must not choose a folder to write into, or
+# machines to run on.
 _FOR_ONE_CALL = (
     "allow",
     "config",
@@ -39,8 +40,10 @@ _FOR_ONE_CALL = (
     "figures",
     "force",
     "html",
+    "on",
     "out",
     "resume",
+    "retries",
     "traceback",
 )
 

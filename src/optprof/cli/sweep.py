@@ -70,22 +70,21 @@ def sweep(
     models = sorted({question["model"] for question in loaded.questions})
     if retries is not None and on is None:
         raise ValueError("--retries is for a cluster; name one with --on")
-    if options.jobs is not None and on is not None:
-        raise ValueError("--jobs is for this machine, and Ray has its own queue; leave it out")
-    is_here = dry_run or on is None
-    with session(",".join(allow or ()), options, models, is_here=is_here) as (worker, stdout):
-        from optprof.profiler.running.cluster import connected, has_cuda, require_retries
+    from optprof.profiler.running.cluster import connected, has_cuda, require_retries
+
+    tries = require_retries(retries or 0)
+    connection = nullcontext() if on is None or dry_run else connected(on)
+    with (
+        connection as ray,
+        session(",".join(allow or ()), options, models, is_here=ray is None) as (worker, stdout),
+    ):
         from optprof.profiler.running.plan import plan_suite
 
-        count = require_retries(retries or 0)
-        with connected(on) if on and not is_here else nullcontext() as ray:
-            scenarios = plan_suite(loaded, allow or (), has_cuda=ray and has_cuda(ray))
-            if dry_run and worker:
-                _forecast(scenarios, worker, stdout, options.timeout)
-            else:
-                run_all(
-                    scenarios, loaded.name, out, options, worker, stdout, ray=ray, retries=count
-                )
+        scenarios = plan_suite(loaded, allow or (), has_cuda=ray and has_cuda(ray))
+        if dry_run and worker:
+            _forecast(scenarios, worker, stdout, options.timeout)
+        else:
+            run_all(scenarios, loaded.name, out, options, worker, stdout, ray=ray, retries=tries)
 
 
 def _forecast(
