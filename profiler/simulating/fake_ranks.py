@@ -72,14 +72,15 @@ def become(scenario: Scenario) -> bool:
     return True
 
 
-def reduce_buckets(model: torch.nn.Module, recorder: Recorder) -> None:
+def reduce_buckets(model: torch.nn.Module, recorder: Recorder | None = None) -> None:
     """Let DDP reduce its buckets as it does by default, and name them; other models stay."""
     if not isinstance(model, DistributedDataParallel):
         return
 
     def reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         buffer = bucket.buffer()
-        recorder.name(recorder.number(buffer), "communication")
+        if recorder is not None:
+            recorder.name(recorder.number(buffer), "communication")
         dist.all_reduce(buffer.div_(dist.get_world_size()))
         future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         future.set_result(buffer)
