@@ -14,6 +14,9 @@ places. They exist in torch 2.11 to 2.13; if another torch has moved one, the er
   copies nothing, so the property copies first.
 - FSDP2 makes the buffers of collectives in `allocate`, and gathered parameters in
   `init_all_gather_outputs`. The recorder gives them a category.
+- DTensor caches layouts by mesh, and takes the meshes of an earlier group for equal ones, whose
+  rank or names are not of this group. `DeviceMesh.__init__` gives each the number of its group, as
+  torch gives the thread's where every thread is a rank.
 - DDP reads a reduced bucket from the result of the collective, which the fake group lacks. A
   communication hook does what DDP does by default, and returns the bucket.
 """
@@ -29,6 +32,7 @@ from warnings import catch_warnings, filterwarnings
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from optprof.scenarios import Scenario
@@ -37,7 +41,7 @@ from ..tracing.stream import Category
 from ..tracing.trace import Recorder
 
 _FSDP = "torch.distributed.fsdp._fully_shard"
-# Ranks, rank and way of the fake group that this process is in.
+# Ranks, rank and way of the fake groups of this process; it is in the last one.
 _joined: list[tuple[int, int, str]] = []
 
 
@@ -56,7 +60,7 @@ def become(scenario: Scenario) -> bool:
                 "a simulation of ranks needs a process of its own, and this one is part of a"
                 f" process group ({dist.get_backend()}); use optprof.profile or the command line"
             )
-        if _joined == [own]:
+        if _joined[-1:] == [own]:
             return False
         dist.destroy_process_group()
     # The first import registers the backend; the second compiles code, which no trace allows.
@@ -68,7 +72,7 @@ def become(scenario: Scenario) -> bool:
         dist.init_process_group(
             "fake", store=FakeStore(), rank=scenario.rank, world_size=scenario.ranks
         )
-    _joined[:] = [own]
+    _joined.append(own)
     return True
 
 
@@ -115,6 +119,7 @@ def following(recorder: Recorder, scenario: Scenario) -> Iterator[None]:
             (module, "_get_device_handle", lambda _: device)
             for module in (collectives, group, state)
         ),
+        (DeviceMesh, "__init__", _numbered(DeviceMesh.__init__)),
         (shard, "_get_device_from_mesh", lambda _: torch.device("meta")),
         (group.FSDPParamGroup, "_validate_no_meta_params", lambda _: None),
         (group.FSDPParamGroup, "_validate_cpu_offload_params", lambda _: None),
@@ -144,6 +149,14 @@ def following(recorder: Recorder, scenario: Scenario) -> Iterator[None]:
         for owner, name, replacement in replaced:
             stack.enter_context(mock.patch.object(owner, name, replacement))
         yield
+
+
+def _numbered(make: Callable[..., None]) -> Any:
+    def made(mesh: Any, *args: Any, **kwargs: Any) -> None:
+        make(mesh, *args, **kwargs)
+        mesh._thread_id = len(_joined)
+
+    return made
 
 
 def _resizing(resize: Callable[[torch.Tensor], None], recorder: Recorder) -> Any:
