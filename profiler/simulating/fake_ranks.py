@@ -66,7 +66,10 @@ def become(scenario: Scenario) -> bool:
     # The first import registers the backend; the second compiles code, which no trace allows.
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    import_module("torch.distributed.optim")
+    with catch_warnings():
+        # It uses torch.jit.script, which torch itself calls deprecated.
+        filterwarnings("ignore", category=DeprecationWarning)
+        import_module("torch.distributed.optim")
     # torch's hook would begin each line of a traceback with the rank.
     with mock.patch("sys.excepthook"):
         dist.init_process_group(
