@@ -16,6 +16,9 @@ places. They exist in torch 2.11 to 2.13; if another torch has moved one, the er
   `init_all_gather_outputs`. The recorder gives them a category.
 - DTensor finds the shapes of new operations in `_propagate_tensor_meta_non_cached`, on fake tensors
   that take no memory. The recorder does not see these.
+- DTensor caches layouts by mesh, and takes the meshes of an earlier group for equal ones, whose
+  rank or names are not of this group. `DeviceMesh.__init__` gives each the number of its group, as
+  torch gives the thread's where every thread is a rank.
 - DDP reads a reduced bucket from the result of the collective, which the fake group lacks. A
   communication hook does what DDP does by default, and returns the bucket.
 """
@@ -31,6 +34,7 @@ from warnings import catch_warnings, filterwarnings
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -42,7 +46,7 @@ from ..tracing.stream import Category
 from ..tracing.trace import Recorder
 
 _FSDP = "torch.distributed.fsdp._fully_shard"
-# Ranks, rank and way of the fake group that this process is in.
+# Ranks, rank and way of the fake groups of this process; it is in the last one.
 _joined: list[tuple[int, int, str]] = []
 
 
@@ -61,21 +65,22 @@ def become(scenario: Scenario) -> bool:
                 "a simulation of ranks needs a process of its own, and this one is part of a"
                 f" process group ({dist.get_backend()}); use optprof.profile or the command line"
             )
-        if _joined == [own]:
+        if _joined[-1:] == [own]:
             return False
         dist.destroy_process_group()
     # The first import registers the backend; the second compiles code, which no trace allows.
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     with catch_warnings():
-        filterwarnings("ignore", message=r"`torch\.jit\.")
+        # It uses torch.jit.script, which torch itself calls deprecated.
+        filterwarnings("ignore", category=DeprecationWarning)
         import_module("torch.distributed.optim")
     # torch's hook would begin each line of a traceback with the rank.
     with mock.patch("sys.excepthook"):
         dist.init_process_group(
             "fake", store=FakeStore(), rank=scenario.rank, world_size=scenario.ranks
         )
-    _joined[:] = [own]
+    _joined.append(own)
     return True
 
 
@@ -125,6 +130,7 @@ def following(recorder: Recorder, scenario: Scenario) -> Iterator[None]:
             for module in (collectives, group, state)
         ),
         (shapes, find, _unseen(getattr(shapes, find))),
+        (DeviceMesh, "__init__", _numbered(DeviceMesh.__init__)),
         (shard, "_get_device_from_mesh", lambda _: torch.device("meta")),
         (group.FSDPParamGroup, "_validate_no_meta_params", lambda _: None),
         (group.FSDPParamGroup, "_validate_cpu_offload_params", lambda _: None),
@@ -162,6 +168,14 @@ def _unseen(find: Callable[..., Any]) -> Any:
             return find(*args, **kwargs)
 
     return found
+
+
+def _numbered(make: Callable[..., None]) -> Any:
+    def made(mesh: Any, *args: Any, **kwargs: Any) -> None:
+        make(mesh, *args, **kwargs)
+        mesh._thread_id = len(_joined)
+
+    return made
 
 
 def _resizing(resize: Callable[[torch.Tensor], None], recorder: Recorder) -> Any:
