@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from optprof.profiler.records.record import Record
+from optprof.scenarios import nccl
 
 from .arithmetic.courses import Course
 from .arithmetic.entries import Setting, failures
@@ -267,3 +268,19 @@ def throughput_text(record: Record) -> str:
     if tokens is not None:
         return rate_text(tokens, "tokens")
     return "" if samples is None else rate_text(samples, "samples")
+
+
+def nccl_text(parallel: str | None, ranks: int, units: Units = BINARY) -> str:
+    """The memory that NCCL takes, and how it is estimated; empty if ranks exchange nothing."""
+    size = nccl.nccl_bytes(parallel, ranks)
+    if size is None:
+        return ""
+    count = nccl.communicators(parallel, ranks)
+    return (
+        f"NCCL takes an estimated {bytes_text(size[0], units, size[1])} more of each GPU, which"
+        f" torch's allocator does not count and no number here contains: {count}"
+        f" communicator{'' if count == 1 else 's'} with {nccl.FEWEST_CHANNELS} to"
+        f" {nccl.MOST_CHANNELS} channels, and for each {nccl.FEWEST_CONNECTIONS} to"
+        f" {nccl.MOST_CONNECTIONS} buffers of {bytes_text(nccl.CONNECTION_BYTES, units)} (sizes"
+        " from NCCL 2.30's source; the GPUs' links decide the channels)."
+    )
