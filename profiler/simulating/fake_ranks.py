@@ -14,6 +14,8 @@ places. They exist in torch 2.11 to 2.13; if another torch has moved one, the er
   copies nothing, so the property copies first.
 - FSDP2 makes the buffers of collectives in `allocate`, and gathered parameters in
   `init_all_gather_outputs`. The recorder gives them a category.
+- DTensor finds the shapes of new operations in `_propagate_tensor_meta_non_cached`, on fake tensors
+  that take no memory. The recorder does not see these.
 - DDP reads a reduced bucket from the result of the collective, which the fake group lacks. A
   communication hook does what DDP does by default, and returns the bucket.
 """
@@ -30,6 +32,7 @@ from warnings import catch_warnings, filterwarnings
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import _disable_current_modes
 
 from optprof.scenarios import Scenario
 
@@ -64,7 +67,9 @@ def become(scenario: Scenario) -> bool:
     # The first import registers the backend; the second compiles code, which no trace allows.
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    import_module("torch.distributed.optim")
+    with catch_warnings():
+        filterwarnings("ignore", message=r"`torch\.jit\.")
+        import_module("torch.distributed.optim")
     # torch's hook would begin each line of a traceback with the rank.
     with mock.patch("sys.excepthook"):
         dist.init_process_group(
@@ -112,11 +117,14 @@ def following(recorder: Recorder, scenario: Scenario) -> Iterator[None]:
         )
     )
     one = param.FSDPParam
+    shapes = import_module("torch.distributed.tensor._sharding_prop").ShardingPropagator
+    find = "_propagate_tensor_meta_non_cached"
     replaced: list[tuple[Any, str, Any]] = [
         *(
             (module, "_get_device_handle", lambda _: device)
             for module in (collectives, group, state)
         ),
+        (shapes, find, _unseen(getattr(shapes, find))),
         (shard, "_get_device_from_mesh", lambda _: torch.device("meta")),
         (group.FSDPParamGroup, "_validate_no_meta_params", lambda _: None),
         (group.FSDPParamGroup, "_validate_cpu_offload_params", lambda _: None),
@@ -146,6 +154,14 @@ def following(recorder: Recorder, scenario: Scenario) -> Iterator[None]:
         for owner, name, replacement in replaced:
             stack.enter_context(mock.patch.object(owner, name, replacement))
         yield
+
+
+def _unseen(find: Callable[..., Any]) -> Any:
+    def found(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return find(*args, **kwargs)
+
+    return found
 
 
 def _resizing(resize: Callable[[torch.Tensor], None], recorder: Recorder) -> Any:
