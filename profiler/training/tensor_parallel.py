@@ -106,7 +106,7 @@ _PLANS: Mapping[str, Mapping[str, _Part]] = {
 }
 # The numbers of a configuration that the ranks share, by architecture.
 _SHARED = {
-    "gpt2": ("num_attention_heads",),
+    "gpt2": ("num_attention_heads", "n_inner"),
     "llama": ("num_attention_heads", "num_key_value_heads", "intermediate_size"),
 }
 
@@ -133,10 +133,11 @@ def share_layers(model: Any, mesh: DeviceMesh, scenario: Scenario) -> None:
     architecture = planned_architecture(scenario)
     ranks = mesh.size()
     for name in _SHARED[architecture]:
-        if (count := getattr(model.config, name)) % ranks:
+        # GPT-2 without n_inner takes 4 times its width, which its heads divide.
+        if (count := getattr(model.config, name)) and count % ranks:
             raise ValueError(
-                f"{scenario.model} has {count} {name.removeprefix('num_').replace('_', ' ')}, which"
-                f" {ranks} ranks cannot share; use a tp:N whose N divides {count}"
+                f"{scenario.model} has {name}={count}, which {ranks} ranks cannot share; use a"
+                f" tp:N whose N divides {count}"
             )
     is_tied = model.lm_head.weight is model.get_input_embeddings().weight
     parallelize_module(model, mesh, dict(_PLANS[architecture]))
