@@ -155,6 +155,17 @@ def test_all_ranks_run_the_same_iterations(recorded: tuple[RunStore, dict[Scenar
         assert {len(samples) for samples in times.values()} == {3}
 
 
+def test_an_iteration_reads_the_tokens_of_all_ranks(
+    recorded: tuple[RunStore, dict[Scenario, Record]],
+):
+    _, records = recorded
+    # A batch of 8 tokens on each rank, but ranks that share layers have one batch.
+    for way, tokens in (("ddp", 16), ("fsdp2", 16), ("tp:2", 8)):
+        watched = records[ranked(way)].watched
+        assert watched is not None
+        assert (watched.samples, watched.tokens) == (tokens // 8, tokens)
+
+
 def test_a_killed_rank_is_named_with_its_last_words(
     recorded: tuple[RunStore, dict[Scenario, Record]],
 ):
