@@ -20,6 +20,8 @@ from optprof.profiler.running.runner import run
 from optprof.profiler.running.worker import Worker
 from optprof.scenarios import Scenario
 
+WAYS = ("ddp", "zero1", "fsdp2", "tp:2")
+TROUBLED = ("Killed", "Fails")
 # The simulation, which comes first, has no rank in its environment.
 OWN = """
 import os, signal, subprocess, sys, time
@@ -99,10 +101,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.syspath_prepend(folder)
         patch.setenv("OPTPROF_TEST_PIDS", str(folder / "pids"))
         yield folder
-
-
-WAYS = ("ddp", "zero1", "fsdp2", "tp:2")
-TROUBLED = ("Killed", "Fails")
 
 
 @pytest.fixture(scope="module")
