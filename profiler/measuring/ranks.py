@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from optprof.scenarios import Scenario
+from optprof.scenarios.parallel import read_parallel
 
 from ..allocator.out_of_memory import format_bytes
 from ..machine.memory import free_bytes
@@ -94,8 +95,11 @@ def joined(records: Sequence[Record]) -> Record:
     """Return the record of a training run from those of its ranks, in their order.
 
     It has the memory of the rank with the highest peak, or with the most bytes where peaks are
-    unknown, and the times of the slowest rank, by the median iteration.
+    unknown, and the times of the slowest rank, by the median iteration. Its samples and tokens are
+    those of all ranks together; ranks that share layers read the same ones.
     """
+    scenario = records[0].scenario
+    readers = scenario.ranks // read_parallel(scenario.parallel).tensor if scenario.parallel else 1
     memories = [record.memory for record in records]
     each = tuple(
         rank_bytes(rank, memory) for rank, memory in enumerate(memories) if memory is not None
@@ -112,6 +116,8 @@ def joined(records: Sequence[Record]) -> Record:
         warmup=of_slowest.warmup,
         watched=replace(
             watched,
+            samples=watched.samples and watched.samples * readers,
+            tokens=watched.tokens and watched.tokens * readers,
             gpu=timed.gpu,
             warnings=timed.warnings,
             # One rank alone writes a trace.

@@ -233,9 +233,12 @@ def _ended(rank: int, failure: Any, scratch: Path, kills: int) -> RankFailedErro
         else how_it_ended(status)
     )
     # torchrun keeps a file for each stream below a folder with the rank's number on this machine.
-    written = [
-        path.read_bytes()[-_MOST_LAST_BYTES:].decode(errors="replace")
-        for path in sorted(scratch.glob(f"*/attempt_0/{failure.local_rank}/std*.log"))
-    ]
-    last = last_lines("\n".join(written))
+    paths = sorted(scratch.glob(f"*/attempt_0/{failure.local_rank}/std*.log"))
+    last = last_lines("\n".join(map(_end_of, paths)))
     return RankFailedError(outcome, "; ".join(filter(None, (f"rank {rank} {words}", last))))
+
+
+def _end_of(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _MOST_LAST_BYTES))
+        return file.read().decode(errors="replace")

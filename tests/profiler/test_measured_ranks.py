@@ -20,6 +20,8 @@ from optprof.profiler.running.runner import run
 from optprof.profiler.running.worker import Worker
 from optprof.scenarios import Scenario
 
+WAYS = ("ddp", "zero1", "fsdp2", "tp:2")
+TROUBLED = ("Killed", "Fails")
 # The simulation, which comes first, has no rank in its environment.
 OWN = """
 import os, signal, subprocess, sys, time
@@ -101,10 +103,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-WAYS = ("ddp", "zero1", "fsdp2", "tp:2")
-TROUBLED = ("Killed", "Fails")
-
-
 @pytest.fixture(scope="module")
 def worker(folder: Path) -> Iterator[Worker]:
     del folder
@@ -153,6 +151,17 @@ def test_all_ranks_run_the_same_iterations(recorded: tuple[RunStore, dict[Scenar
         times = records[ranked(way)].times
         assert times is not None
         assert {len(samples) for samples in times.values()} == {3}
+
+
+def test_an_iteration_reads_the_tokens_of_all_ranks(
+    recorded: tuple[RunStore, dict[Scenario, Record]],
+):
+    _, records = recorded
+    # A batch of 8 tokens on each rank, but ranks that share layers have one batch.
+    for way, tokens in (("ddp", 16), ("fsdp2", 16), ("tp:2", 8)):
+        watched = records[ranked(way)].watched
+        assert watched is not None
+        assert (watched.samples, watched.tokens) == (tokens // 8, tokens)
 
 
 def test_a_killed_rank_is_named_with_its_last_words(
