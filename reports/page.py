@@ -59,7 +59,12 @@ TIMES_NOTE = (
 FIT_HELPS = "This command finds the cheapest change that makes it fit:"
 NUMBERS = "The numbers"
 # The section that a picture is a part of.
-SUBJECTS = {"icicle": "peak", "iteration": "step-time", "step-by-size": "step-time"}
+SUBJECTS = {
+    "icicle": "peak",
+    "iteration": "step-time",
+    "step-by-size": "step-time",
+    "ways": "timeline",
+}
 # Longer tables are shown on request.
 MOST_ROWS = 24
 MOST_DAMAGE = 10

@@ -98,7 +98,7 @@ class Findings:
     @cached_property
     def ranks(self) -> list[RankRow]:
         """The records of trainings that several ranks share."""
-        return rank_rows(self.entries)
+        return rank_rows(self.entries, self.records)
 
     @cached_property
     def courses(self) -> list[Course]:

@@ -7,7 +7,7 @@ from typing import Any
 from optprof.profiler.records.record import Exchange, RankBytes, Ranks, Record
 from optprof.scenarios.parallel import read_parallel
 
-from .entries import Entry
+from .entries import Entry, question
 
 # What ranks of one watched training may have in unequal amounts.
 _OF_ONE_RANK = ("rank", "parameters", "trained", "frozen", "dtypes")
@@ -131,13 +131,17 @@ def _watched_ranks(record: Record) -> int:
     return count if record.scenario.parallel is None and isinstance(count, int) else 1
 
 
-def rank_rows(entries: Iterable[Entry]) -> list[RankRow]:
-    """Return a row for each record of several ranks that an entry has its bytes or times from."""
+def rank_rows(entries: Iterable[Entry], records: Sequence[Record]) -> list[RankRow]:
+    """Return a row for each record of several ranks that an entry has its bytes or times from.
+
+    A simulation of the same question has a row too: it knows what ranks exchange.
+    """
+    simulated = {question(each): each for each in records if each.origin == "simulated"}
     rows = []
     for entry in entries:
-        records = [entry.bytes_from, entry.times_from]
-        for place, record in enumerate(records):
-            if record is None or record.ranks is None or record in records[:place]:
+        own = entry.bytes_from, entry.times_from, simulated.get(question(entry.record))
+        for place, record in enumerate(own):
+            if record is None or record.ranks is None or record in own[:place]:
                 continue
             total, is_bound = _total(record)
             exchanges = record.ranks.exchanges

@@ -18,9 +18,9 @@ from ..units import Sized
 from .picture import Axis, Key, Line, Picture, Plot, Point
 
 # Pixels of the page for the mark of one optimizer, between the rows of two GPUs, and for the axis.
-LANE, GAP, AXIS = 15, 8, 60
+LANE, GAP, AXIS = 15, 14, 60
 # The share of a row that its marks take.
-SPREAD = 0.84
+SPREAD = 0.76
 
 
 def describe(
@@ -43,9 +43,13 @@ def describe(
     if not gpus:
         return []
     lanes = list(dict.fromkeys(label for label, _ in named))
+    is_open = any(need.sure is None for _, need in named)
+    if not is_open:
+        # Numbers that nothing needs would press the others together.
+        most = max(need.sure.scenario.ranks for _, need in named if need.sure)
+        counts = [count for count in counts if count <= most]
     width = math.log2(counts[-1]) + 1
     ticks = {math.log2(count): f"{count:,}" for count in counts}
-    is_open = any(need.sure is None for _, need in named)
     lines = [
         Line(
             label=label,
@@ -81,7 +85,7 @@ def describe(
     return [
         Picture(
             name="gpus-needed",
-            title="GPUs needed to train",
+            title=f"GPUs needed to train {shortened(named[0][1].last.scenario.model)}",
             context=context,
             sentence=(
                 "The fewest GPUs of each kind on which a training step fits. A line behind a mark"

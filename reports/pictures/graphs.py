@@ -216,8 +216,8 @@ def _error_bars(line: Line, plot: Plot, colour: str) -> dict[str, Any]:
         "arrayminus": [middle - low for (low, _), middle in pairs],
         "color": colour,
         "thickness": 1.4,
-        # Small marks stand too close together for caps.
-        "width": 5 if line.size > 8 else 0,
+        # Small marks stand too close together for caps; a point without an interval has no cap.
+        "width": 5 if line.size > 8 and all(point.interval for point in line.points) else 0,
     }
 
 

@@ -98,8 +98,18 @@ def test_the_picture_has_a_row_for_each_gpu_and_a_lane_for_each_optimizer():
         "sm3": [(0.0, None), (1.0, (1.0, 4.0))],
     }
     heights = [point.y for line in plot.lines for point in line.points]
-    assert heights == pytest.approx([0.21, -0.79, -0.21, -1.21])
+    assert heights == pytest.approx([0.19, -0.81, -0.19, -1.19])
     assert "adamw on t4 4 to 8" in plot.alt
+
+
+def test_the_picture_ends_at_the_largest_number_that_is_needed():
+    enough = [fit for fit in FITS if fit.scenario.gpu == "t4"]
+    for fits, last in ((enough, "8"), (enough[4:], "1")):
+        (picture,) = needed_pictures(FitFindings.of(fits, SEARCH))
+        (plot,) = picture.panels
+        assert isinstance(plot, Plot)
+        assert list((plot.x.ticks or {}).values())[-1] == last
+    assert picture.title == "GPUs needed to train tiny & co"
 
 
 def test_the_picture_s_words_do_not_stand_over_each_other():

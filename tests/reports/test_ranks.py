@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 
 from optprof.profiler.records.record import Exchange, Memory, RankBytes, Ranks
+from optprof.profiler.records.store import file_name
 from optprof.reports import html, markdown, terminal
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.ranks import sent_bytes, side_by_side
 from optprof.reports.page import run_page
+from optprof.reports.pictures import pictures
+from optprof.reports.pictures.picture import Areas
 from optprof.reports.summary import run_summary, terminal_summary
 from optprof.reports.tables.ranks import each_tables, exchange_tables, rank_table
 from optprof.reports.units import NOTHING
@@ -124,6 +127,24 @@ def test_the_ranks_of_watched_trainings_are_joined_and_repeated_trainings_are_no
     again = side_by_side([first, second, first, second])
     assert [len(each.ranks.each) for each in again if each.ranks] == [2, 2]
     assert side_by_side([first]) == [first]
+
+
+def test_the_ways_to_share_a_step_are_one_picture_on_one_scale(simulated, timeline):
+    records = [
+        simulated("adamw"),
+        simulated("sm3"),
+        *(simulated("adamw", ranks=8, parallel=parallel) for parallel in ("ddp", "fsdp2")),
+    ]
+    timelines = {file_name(record.scenario): timeline for record in records}
+    shown = {each.name: each for each in pictures(Findings.of(records, timelines))}
+    panels = shown["ways"].panels
+    assert [each.label for each in panels if isinstance(each, Areas)] == [
+        *("one GPU", "ddp on 8 ranks", "fsdp2 on 8 ranks")
+    ]
+    assert len({each.most for each in panels if isinstance(each, Areas)}) == 1
+    assert shown["ways"].context == "tiny · adamw"
+    # One way alone has no other to stand next to.
+    assert "ways" not in {each.name for each in pictures(Findings.of(records[:2], timelines))}
 
 
 def test_every_medium_says_whose_bytes_these_are(on_ranks):
