@@ -23,9 +23,10 @@ class Parallel:
     (parallelize_module).
 
     The other fields are options of `fsdp2`. `reshard_after_forward` frees the gathered parameters
-    of a block between its forward and its backward. `mixed_precision` is the dtype that parameters
-    are gathered and computed in, `reduce` the one that gradients are reduced in: float32 unless it
-    is given. `cpu_offload` keeps parameters, gradients and state on the host, and steps there.
+    of a block between its forward and its backward; torch leaves those of the root.
+    `mixed_precision` is the dtype that parameters are gathered and computed in, `reduce` the one
+    that gradients are reduced in: float32 unless it is given. `cpu_offload` keeps parameters,
+    gradients and state on the host, and steps there.
     """
 
     data: DataParallel | None = None

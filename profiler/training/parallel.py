@@ -48,10 +48,10 @@ def _shard(model: nn.Module, mesh: DeviceMesh, way: Parallel, scenario: Scenario
     """Shard each block of the model, and the rest with the root."""
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
-    options: dict[str, Any] = {
-        "mesh": mesh,
-        "reshard_after_forward": way.reshard_after_forward,
-    }
+    options: dict[str, Any] = {"mesh": mesh}
+    if not way.reshard_after_forward:
+        # Otherwise torch decides: the root, whose backward comes first, stays gathered.
+        options["reshard_after_forward"] = False
     if way.mixed_precision or way.reduce:
         reduced = way.reduce or "fp32"
         options["mp_policy"] = MixedPrecisionPolicy(

@@ -89,17 +89,13 @@ FORWARD = [
     (192, "communication", 1),
     (192, "gathered", 0),
     (-32, "communication", 1),  # wait_for_unshard holds the result before its own until it returns.
-    (-192, "gathered", 0),  # The block reshards after its forward,
-    (-32, "gathered", 0),  # then the root,
-    (-192, "communication", 1),  # which flushes the last result.
+    (-192, "gathered", 0),  # The block reshards after its forward.
+    (-192, "communication", 1),  # The root does not, and flushes the last result.
 ]
 BACKWARD = [
-    (32, "communication", 1),
-    (32, "gathered", 0),
-    (-32, "communication", 1),  # In backward the result goes right after the copy.
     (192, "communication", 1),  # The root prefetches the block.
     (192, "gathered", 0),
-    (-192, "communication", 1),
+    (-192, "communication", 1),  # In backward the result goes right after the copy.
     (-192, "gathered", 0),  # post_backward reshards,
     (192, "communication", 0),  # copies the gradient of 8 rows in,
     (48, "gradient", 3),  # and reduces it to this rank's 2 rows.

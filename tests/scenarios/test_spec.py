@@ -131,7 +131,7 @@ def test_the_middle_of_a_long_text_and_of_a_long_list_is_left_out():
 def test_a_later_field_counts_only_once_it_is_set(monkeypatch: pytest.MonkeyPatch):
     """Else every new field would rename the scenarios, whose files older runs name by the key."""
     full = {seed: Scenario(model="gpt2", seed=seed).key for seed in (0, 1)}
-    monkeypatch.setattr(spec, "_LATER", {"seed": 0})
+    monkeypatch.setattr(spec, "_LATER", {**spec._LATER, "seed": 0})
     unset, is_set = Scenario(model="gpt2"), Scenario(model="gpt2", seed=1)
     assert (unset.added, is_set.added) == ({}, {"seed": 1})
     assert unset.key not in full.values()
