@@ -13,7 +13,7 @@ from .arithmetic.provenance import ORIGINS, shell
 from .document import Document, Note, Section
 from .phrases import nccl_text
 from .style import Mark, marks
-from .tables.capacity import fit_cell
+from .tables.capacity import NCCL_LEGEND, fit_cell
 from .tables.table import Cell, Facts, Table, bytes_cell
 from .units import NOTHING, bytes_text
 from .words import FAILS, FITS, TIGHT, UNSURE
@@ -22,7 +22,6 @@ LEGEND = (
     f"{FITS} fits, and the memory left; {TIGHT} fits, less than 2 % left; {FAILS} does not fit, and"
     f" the memory missing; {UNSURE} may fit if cuDNN takes less; then the largest batch"
 )
-NCCL_LEGEND = f"{TIGHT} also marks a step that does not fit if NCCL takes the most"
 
 _ANSWERS = {
     "fits": "yes",
@@ -162,7 +161,7 @@ def fit_summary(fits: Sequence[Fit]) -> Document:
 def _nccl_notes(findings: FitFindings) -> list[str]:
     scenario = findings.fits[0].scenario
     text = nccl_text(scenario.parallel, scenario.ranks)
-    return [text, f"{NCCL_LEGEND}."] if text else []
+    return [text, NCCL_LEGEND] if text else []
 
 
 def error_text(label: str, error: str) -> str:

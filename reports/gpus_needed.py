@@ -119,6 +119,7 @@ def needed_summary(fits: Sequence[Fit], search: RankSearch) -> Document:
         label: f"{findings.marks[label].hollow} {shortened(label, 24)}"
         for label in findings.labels.values()
     }
+    table = overview(_named(findings), heads)
     errors = [error_text(label, error) for label, error in findings.errors.items()]
     notes = (
         verdict(findings),
@@ -129,7 +130,7 @@ def needed_summary(fits: Sequence[Fit], search: RankSearch) -> Document:
     )
     return Document(
         sections=[
-            Section(f"{findings.title}: GPUs needed", [overview(_named(findings), heads)]),
+            Section(blocks=[replace(table, title=f"{findings.title}: GPUs needed")]),
             Section(blocks=[*map(Note, notes), *(Note(line, "plain") for line in errors)]),
         ]
     )
@@ -146,7 +147,8 @@ def verdict(findings: FitFindings) -> str:
     gpu = max(groups, key=lambda gpu: _spread(groups[gpu]))
     answers = [f"{label} needs {count_text(need)}" for label, need in groups[gpu]]
     if _spread(groups[gpu]) == 1 and len(answers) > 1:
-        return f"Every optimizer needs as many GPUs as the others; on {gpu} {answers[0]}."
+        count = count_text(groups[gpu][0][1])
+        return f"All optimizers need the same number of each GPU: {count} of {gpu}."
     return f"On {gpu} {listed(answers, most=12)}."
 
 

@@ -29,7 +29,7 @@ from .pictures.charts import Chart
 from .pictures.picture import Drawing, Picture
 from .tables.accumulation import accumulation_tables
 from .tables.agreement import agreement_table
-from .tables.capacity import capacity_legend, capacity_tables
+from .tables.capacity import NCCL_LEGEND, capacity_legend, capacity_tables
 from .tables.data import data_rows, memory_table, time_tables
 from .tables.heat_map import heat_map
 from .tables.overview import (
@@ -314,6 +314,7 @@ def _capacity(findings: Findings) -> Section:
                 }
             ),
             Note(capacity_legend(tables.values())),
+            Note(NCCL_LEGEND if tables and findings.ranks else ""),
         ],
         "rooms",
         "The reserved peak of a training step, compared with the memory that torch can use on each"

@@ -15,6 +15,7 @@ from optprof.profiler.records.fits import Fit
 from optprof.profiler.records.record import Record
 from optprof.scenarios import hardware
 from optprof.scenarios.hardware import Gpu
+from optprof.scenarios.nccl import nccl_bytes
 
 from .entries import Setting, ran_out
 from .labels import OptimizerKey, optimizer_key
@@ -103,12 +104,15 @@ def _fit(records: Sequence[Record], gpu: Gpu) -> Fit:
     if record.outcome == "ok":
         reserved = memory.peak_reserved_upper
         reserved = memory.peak_reserved if reserved is None else reserved
+    left = None if reserved is None or reserved > usable else usable - reserved
+    nccl = nccl_bytes(record.scenario.parallel, record.scenario.ranks)
     return Fit(
         scenario=record.scenario,
         deciding_options=record.deciding_options,
         usable=usable,
         needed=reserved,
-        left=None if reserved is None or reserved > usable else usable - reserved,
+        left=left,
+        fits_with_nccl=None if left is None or nccl is None else left >= nccl[1],
         may_fit=record.outcome == "ok"
         and reserved is not None
         and (memory.peak_allocated or 0) <= usable < reserved,

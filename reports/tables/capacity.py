@@ -23,6 +23,7 @@ BATCH_LEGEND = (
     " The batch is the largest that the run has tried and that fits; a larger one may fit where the"
     " table says “at least”."
 )
+NCCL_LEGEND = f"{TIGHT} also marks a step that does not fit if NCCL takes the most."
 # A page with more tables is no longer read.
 MOST_TABLES = 4
 

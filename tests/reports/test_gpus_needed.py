@@ -81,6 +81,8 @@ def test_the_verdict_is_about_the_gpu_on_which_optimizers_differ_most():
     assert verdict(findings) == "On l4 adamw needs more than 8 and sm3 needs 2 or more."
     alike = FitFindings.of([fit for fit in FITS if fit.scenario.optimizer == "sm3"][:1], SEARCH)
     assert verdict(alike) == "On t4 sm3 needs 1."
+    both = FitFindings.of([FITS[4], replace(FITS[4], scenario=FITS[0].scenario)], SEARCH)
+    assert verdict(both) == "All optimizers need the same number of each GPU: 1 of t4."
 
 
 def test_the_picture_has_a_row_for_each_gpu_and_a_lane_for_each_optimizer():
@@ -145,7 +147,7 @@ def test_the_terminal_has_the_numbers_and_says_what_is_estimated_and_left_out():
     search = replace(SEARCH, parallel="fsdp2+tp:2", left_out={1: "tp:2 needs a number"})
     print_fits(FITS, output, search=search, width=200)
     text = output.getvalue()
-    assert "GPUs needed" in text
+    assert "tiny & co · fp32 · batch 1 · 16 tokens · fsdp2+tp:2: GPUs needed" in text
     assert "4 to 8" in text
     assert "Left out: 1; tp:2 needs a number." in text
     assert "NCCL takes an estimated 36.8 MiB to 1.875 GiB more of each GPU" in text

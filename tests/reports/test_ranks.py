@@ -8,6 +8,7 @@ import pytest
 from optprof.profiler.records.record import Exchange, Memory, RankBytes, Ranks
 from optprof.profiler.records.store import file_name
 from optprof.reports import html, markdown, terminal
+from optprof.reports.arithmetic.capacity import fits_by_setting
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.ranks import sent_bytes, side_by_side
 from optprof.reports.page import run_page
@@ -16,6 +17,7 @@ from optprof.reports.pictures.picture import Areas
 from optprof.reports.summary import run_summary, terminal_summary
 from optprof.reports.tables.ranks import each_tables, exchange_tables, rank_table
 from optprof.reports.units import NOTHING
+from optprof.scenarios import hardware
 
 GATHER = Exchange(phase="forward", operation="all_gather", group=4, calls=2, bytes=4_000)
 SCATTER = Exchange(phase="backward", operation="reduce_scatter", group=4, calls=1, bytes=4_000)
@@ -145,6 +147,18 @@ def test_the_ways_to_share_a_step_are_one_picture_on_one_scale(simulated, timeli
     assert shown["ways"].context == "tiny · adamw"
     # One way alone has no other to stand next to.
     assert "ways" not in {each.name for each in pictures(Findings.of(records[:2], timelines))}
+
+
+def test_a_gpu_that_nccl_could_fill_is_marked_as_tight(on_ranks):
+    usable = hardware.describe("t4").usable_bytes
+    for left, answer in ((2 * 2**30, "fits"), (900 << 20, "tight")):
+        record = on_ranks()
+        assert record.memory is not None
+        memory = replace(record.memory, peak_reserved=usable - left)
+        ((_, fits),) = fits_by_setting([replace(record, memory=memory)]).items()
+        fit = next(fit for gpu, fit in fits if gpu == "t4")
+        # 900 MiB are more than 2 % of the T4, and less than NCCL's 960 MiB.
+        assert (fit.left, fit.answer) == (left, answer)
 
 
 def test_every_medium_says_whose_bytes_these_are(on_ranks):
