@@ -134,7 +134,7 @@ def run_all(
         with suppress(ImportError):
             import_module("optprof.reports.page")
             import_module("optprof.reports.pictures.drawing")
-    ahead = None if options.no_report else Ahead(store.folder, options.baseline)
+    ahead = None if options.no_report else Ahead(store.folder, options.baseline, waiting)
     try:
         with progress(waiting, jobs=jobs) as shown, ahead or nullcontext():
 
@@ -142,6 +142,11 @@ def run_all(
                 if ahead:
                     ahead.start(scenario)
                 shown.started(place, scenario)
+
+            def finished(place: int) -> None:
+                if ahead:
+                    ahead.finish(waiting[place])
+                shown.finished(place)
 
             settings: dict[str, Any] = {
                 "snapshots": options.snapshot,
@@ -156,14 +161,14 @@ def run_all(
                     started,
                     worker=worker,
                     jobs=jobs,
-                    finished=shown.finished,
+                    finished=finished,
                     **settings,
                 )
             else:
                 from optprof.profiler.running.cluster import Cluster
 
                 cluster = Cluster(ray, store, retries=retries, **settings)
-                Recording(waiting, store, cluster, started, shown.finished).run()
+                Recording(waiting, store, cluster, started, finished).run()
     except KeyboardInterrupt:
         print(
             f"interrupted; what is finished is in {store.folder}; to go on:\n "
