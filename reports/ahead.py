@@ -1,5 +1,7 @@
 """Ahead: draw the pictures of a run while its next scenarios are simulated."""
 
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event
@@ -23,13 +25,18 @@ class Ahead:
 
     `drawn` has the pictures so far with their drawings. The report of the run takes the drawing of
     each picture that is still the same, and draws the others. An error is left to the report, which
-    meets it again.
+    meets it again. `scenarios` are those of the run.
     """
 
-    def __init__(self, folder: Path, baseline: str | None) -> None:
+    def __init__(
+        self, folder: Path, baseline: str | None, scenarios: "Sequence[Scenario]" = ()
+    ) -> None:
         self.drawn: list[tuple[Picture, Drawing]] = []
         self._folder, self._baseline = folder, baseline
         self._setting: object = self
+        self._planned = Counter(map(_setting, scenarios))
+        self._left = self._planned.copy()
+        self._running = 0
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._last: Future[None] | None = None
         self._is_paused = Event()
@@ -47,15 +54,31 @@ class Ahead:
         A picture compares optimizers in one setting, so most are complete when the setting changes.
         States of other models only extend the plot over sizes, and count as one setting.
         """
-        setting = Setting.of(scenario) if scenario.workload == "train" else None
+        setting = _setting(scenario)
+        self._running += 1
         if scenario.device != "sim":
             self.pause()
         elif setting != self._setting or self._is_paused.is_set():
-            self._is_paused.clear()
-            if self._last is not None:
-                self._last.cancel()
-            self._last = self._thread.submit(self._draw)
+            self._go_on()
         self._setting = setting
+
+    def finish(self, scenario: "Scenario") -> None:
+        """Note that a scenario has ended: draw its setting if that is complete and others run."""
+        setting = _setting(scenario)
+        self._running -= 1
+        self._left[setting] -= 1
+        if self._running and setting is not None and not self._left[setting]:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._is_paused.clear()
+        # Of several that run at once, a setting may still lack optimizers.
+        planned = self._planned.items()
+        if any(setting and 0 < self._left[setting] < count for setting, count in planned):
+            return
+        if self._last is not None:
+            self._last.cancel()
+        self._last = self._thread.submit(self._draw)
 
     def pause(self) -> None:
         """Stop drawing after the present picture, which takes a few tenths of a second."""
@@ -87,3 +110,7 @@ class Ahead:
                 if part.name not in done or done[part.name][0] != part:
                     done[part.name] = (part, draw(part, FOR_PAPER))
                     self.drawn = list(done.values())
+
+
+def _setting(scenario: "Scenario") -> Setting | None:
+    return Setting.of(scenario) if scenario.workload == "train" else None

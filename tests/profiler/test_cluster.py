@@ -11,6 +11,7 @@ import commands
 import pytest
 
 from optprof.profiler.records.store import RunStore, file_name, scenario_key
+from optprof.profiler.running.cluster import connected
 
 # `slow` waits for the file "go" unless it runs on the head node, whose process is in "head". If
 # there is a file "kill", it removes that, and kills Ray's process for the task.
@@ -126,3 +127,29 @@ def test_a_node_that_is_removed_loses_no_record_and_doubles_none(tmp_path: Path,
     assert {store.read_log(record) for record in slow} == {"slow\n"}
     assert len({record.log for record in slow}) == 10
     assert len(store.read_timelines(slow)) == 10
+
+
+@pytest.mark.parametrize(
+    ("on", "words"),
+    [
+        ("nowhere", "--on must be ray, ray://HOST:PORT or HOST:PORT, got 'nowhere'"),
+        ("ray://host", "--on must be ray, ray://HOST:PORT or HOST:PORT, got 'ray://host'"),
+        (
+            "127.0.0.1:1",
+            r"no cluster answers at 127\.0\.0\.1:1: Connection refused, after 0\.\d s; ",
+        ),
+    ],
+)
+def test_a_cluster_that_cannot_be_reached_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, on: str, words: str
+):
+    monkeypatch.setattr("optprof.profiler.running.cluster.require_installed", lambda *_: None)
+    with pytest.raises((ValueError, ConnectionError), match=words), connected(on):
+        pass
+
+
+def test_a_sweep_on_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("optprof.profiler.machine.doctor.find_spec", lambda _: None)
+    words = r'--on needs ray, which is not installed; pip install "optprof\[ray\]"'
+    with pytest.raises(ValueError, match=words), connected("ray"):
+        pass

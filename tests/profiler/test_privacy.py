@@ -347,6 +347,7 @@ def test_every_text_of_a_record_is_masked() -> None:
 
 def test_an_anonymous_record_keeps_its_figures_and_versions_and_no_machine() -> None:
     command = ("optprof", "profile", "a/m.py:f", "--out=runs/x", "--html", "y", "-o", "sgd:lr=0.1")
+    command += ("--on", "ray://10.1.2.3:10001")
     machine_environment = replace(record().environment, command=command, versions={"torch": "2"})
     anonymous = disclosed(record(environment=machine_environment), anonymous=True)
     shown = anonymous.environment.command
@@ -361,7 +362,7 @@ def test_an_anonymous_record_keeps_its_figures_and_versions_and_no_machine() -> 
         "versions": {"torch": "2"},
         "anonymous": True,
     }
-    words = r"optprof profile m-\w{4}\.py:f --out=PATH --html PATH -o sgd:lr=0.1"
+    words = r"optprof profile m-\w{4}\.py:f --out=PATH --html PATH -o sgd:lr=0.1 --on CLUSTER"
     assert re.fullmatch(words, " ".join(shown))
 
 

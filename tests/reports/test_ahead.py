@@ -38,6 +38,25 @@ def files_of(folder):
     }
 
 
+def test_a_setting_is_drawn_once_it_is_complete_while_others_run(simulated, tmp_path, drawn):
+    trained = simulated("adamw"), simulated("sm3")
+    state = simulated("adamw", model="gpt2", workload="state", parameter_count=10**8).scenario
+    store = RunStore.create(tmp_path / "run")
+    scenarios = [*(record.scenario for record in trained), state]
+    with Ahead(tmp_path / "run", None, scenarios) as ahead:
+        ahead.start(scenarios[0])
+        ahead.start(state)
+        store.append(trained[0])
+        ahead.finish(scenarios[0])
+        ahead.start(scenarios[1])
+        time.sleep(0.3)
+        assert drawn == []
+        store.append(trained[1])
+        ahead.finish(scenarios[1])
+        wait_for(lambda: drawn == ["savings", "peak"])
+    store.close()
+
+
 def test_a_report_draws_what_has_changed_and_writes_the_same_files(simulated, tmp_path, drawn):
     trained = simulated("adamw"), simulated("sm3")
     # A state of another size changes the plot over sizes, and no other picture.

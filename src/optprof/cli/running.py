@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from hashlib import sha256
 from importlib import import_module
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from optprof.profiler.records.store import RunStore
     from optprof.profiler.running.launching import Nodes
     from optprof.profiler.running.worker import Worker
+    from optprof.reports.ahead import Ahead
     from optprof.reports.pictures.picture import Drawing, Picture
+    from optprof.reports.progress import Shown
     from optprof.scenarios import Scenario
 
 RUNS = Path("runs")
@@ -140,15 +142,10 @@ def run_all(
         with suppress(ImportError):
             import_module("optprof.reports.page")
             import_module("optprof.reports.pictures.drawing")
-    ahead = None if options.no_report else Ahead(store.folder, options.baseline)
+    ahead = None if options.no_report else Ahead(store.folder, options.baseline, waiting)
     try:
         with progress(waiting, jobs=jobs) as shown, ahead or nullcontext():
-
-            def started(place: int, scenario: "Scenario") -> None:
-                if ahead:
-                    ahead.start(scenario)
-                shown.started(place, scenario)
-
+            started, finished = _followed_by(shown, ahead, waiting)
             settings: dict[str, Any] = {
                 "snapshots": options.snapshot,
                 "traces": options.trace,
@@ -162,7 +159,7 @@ def run_all(
                     started,
                     worker=worker,
                     jobs=jobs,
-                    finished=shown.finished,
+                    finished=finished,
                     nodes=nodes,
                     **settings,
                 )
@@ -170,7 +167,7 @@ def run_all(
                 from optprof.profiler.running.cluster import Cluster
 
                 cluster = Cluster(ray, store, retries=retries, **settings)
-                Recording(waiting, store, cluster, started, shown.finished).run()
+                Recording(waiting, store, cluster, started, finished).run()
     except KeyboardInterrupt:
         print(
             f"interrupted; what is finished is in {store.folder}; to go on:\n "
@@ -231,6 +228,24 @@ def _take_part(
         print(what, file=sys.stderr)
     if failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _followed_by(
+    shown: "Shown", ahead: "Ahead | None", scenarios: "Sequence[Scenario]"
+) -> tuple[Callable[[int, "Scenario"], None], Callable[[int], None]]:
+    """Return what a run calls at the start and at the end of each scenario."""
+
+    def started(place: int, scenario: "Scenario") -> None:
+        if ahead:
+            ahead.start(scenario)
+        shown.started(place, scenario)
+
+    def finished(place: int) -> None:
+        if ahead:
+            ahead.finish(scenarios[place])
+        shown.finished(place)
+
+    return started, finished
 
 
 def _open_run(name: str, out: Path | None, options: RunOptions) -> "RunStore":
