@@ -130,8 +130,7 @@ def _built(
     """
     model = workpiece.model
     way = Parallel() if scenario.parallel is None else read_parallel(scenario.parallel)
-    is_split = way.data == "fsdp2" or way.tensor > 1
-    if is_split:
+    if way.splits_parameters:
         model = spread(model, scenario, "cpu")
     recorder.know(model)
     with recorder.phase("build"):
@@ -140,7 +139,7 @@ def _built(
                 recorder.keep_on_host(own_part(parameter))
         else:
             _place(recorder, model)
-        if not is_split:
+        if not way.splits_parameters:
             model = spread(model, scenario, "cpu")
             reduce_buckets(model, recorder)
         workpiece = replace(workpiece, model=model)

@@ -254,10 +254,11 @@ def _as_rank(scenario: Scenario, device: str) -> Any:
 
     from optprof.profiler.simulating.fake_ranks import become, reduce_buckets
     from optprof.profiler.training.parallel import spread
+    from optprof.scenarios.parallel import read_parallel
     from optprof.scenarios.workpiece import build
 
     become(scenario)
-    is_split = not str(scenario.parallel).startswith(("ddp", "zero1"))
+    is_split = read_parallel(scenario.parallel or "").splits_parameters
     workpiece = build(scenario, "meta" if is_split else device)
     model = spread(workpiece.model, scenario, torch.device(device).type)
     reduce_buckets(model)
