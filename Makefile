@@ -33,9 +33,10 @@ test: $(VENV)/.installed-parity ## the tests alone
 docs: $(VENV)/.installed-dev ## the documentation as a site, site/index.html; opens offline
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs site
 
-bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or a target: first commands, simulator, allocator, slices, runs, harness, accumulation, report, records, steps, breadth, opinfo
+bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or a target: first commands, simulator, ranks, allocator, slices, runs, harness, accumulation, report, records, steps, breadth, opinfo
 	$(BIN)/python tests/bench/first_commands.py
 	$(BIN)/python tests/bench/simulator.py
+	$(BIN)/python tests/bench/ranks.py
 	$(BIN)/python tests/bench/allocator.py
 	$(BIN)/python tests/bench/slices.py
 	$(BIN)/python tests/bench/runs.py

@@ -41,7 +41,7 @@ from .bucket import (
 from .loading import Shapes
 from .multi_tensor import MultiTensorOptimizer, as_real
 from .reductions import l2_norms, total_norm
-from .sharded import placed_like, whole
+from .sharded import placed_like
 from .ways import chosen_way
 
 # The choices in which the lineages of LAMB differ.
@@ -305,4 +305,4 @@ def trust_ratios(weight_norms: Tensor, direction_norms: Tensor, choices: dict[st
 def _norms(tensors: Tensors) -> list[Tensor]:
     """Return the norms in float32 or wider: sums of squares overflow in half precision."""
     dtype = torch.promote_types(as_real(tensors[0]).dtype, torch.float32)
-    return [whole(norm) for norm in l2_norms([as_real(tensor) for tensor in tensors], dtype)]
+    return [*l2_norms([as_real(tensor) for tensor in tensors], dtype)]

@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT
 from . import fused, ways
 from .bucket import Bucket, Options, State, to_device
 from .loading import Loading, Shapes, lasting
-from .sharded import local, sharding
+from .sharded import local, placed_like, sharding
 
 
 class MultiTensorOptimizer(Loading):
@@ -230,8 +230,7 @@ class MultiTensorOptimizer(Loading):
         for param in dense:
             kind = torch.nn.Parameter if type(param) is Tensor else type(param)
             # The norms of shards are reduced together if they are sharded alike.
-            placed = sharding(param) if way == "fused" else ()
-            alike[kind, param.device, param.dtype, *placed].append(param)
+            alike[kind, param.device, param.dtype, *sharding(param)].append(param)
         for tensors in alike.values():
             # A fused update has no temporaries to keep small.
             yield from [tensors] if way == "fused" else _filled(tensors)
@@ -252,9 +251,13 @@ def as_real(tensor: Tensor) -> Tensor:
 
 
 def _direction(param: Tensor, options: Options) -> Tensor:
-    """Return the real gradient, or its negative in a new tensor under `maximize`."""
+    """Return the real gradient, or its negative in a new tensor under `maximize`.
+
+    A gradient that is sharded unlike its parameter, as an embedding's may be under tensor
+    parallelism, is redistributed.
+    """
     assert param.grad is not None
-    return as_real(-param.grad if options["maximize"] else param.grad)
+    return as_real(placed_like(-param.grad if options["maximize"] else param.grad, param))
 
 
 def _scalar(value: float | Tensor, device: torch.device) -> float | Tensor:

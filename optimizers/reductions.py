@@ -44,11 +44,14 @@ def sums(tensors: Tensors) -> Tensors:
 def l2_norms(tensors: Tensors, dtype: torch.dtype) -> Tensors:
     """Return the L2 norm of each real tensor of one kind, summed in a dtype.
 
-    The norm of a sharded tensor (DTensor) is sharded too.
+    Sharded tensors (DTensor) are sharded alike. Their norms are those of the whole ones.
     """
+    if is_sharded(tensors[0]):
+        norms = torch.stack([*l2_norms([local(tensor) for tensor in tensors], dtype)])
+        return over_ranks(norms.square(), tensors[0], torch.sum).sqrt().unbind()
     if torch.compiler.is_compiling():
         return [tensor.to(dtype).square().sum().sqrt() for tensor in tensors]
-    if is_sharded(tensors[0]) or not tensors[0].is_cpu:
+    if not tensors[0].is_cpu:
         return torch._foreach_norm(tensors, dtype=dtype)
     return [_norm_on_cpu(tensor, dtype) for tensor in tensors]
 

@@ -27,7 +27,7 @@ from .bucket import Bucket, Options, State, average, descend, is_nonzero
 from .loading import Shapes, lasting
 from .multi_tensor import MultiTensorOptimizer
 from .reductions import deviation, l2_norms, resolution
-from .sharded import is_sharded, whole
+from .sharded import is_sharded
 
 _KERNELS = Path(__file__).with_suffix(".cpp")
 
@@ -170,7 +170,7 @@ def _take_ratio_if_zero(grad: Tensor, state: State, eps: float) -> None:
 def signal_to_noise(grad: Tensor, eps: float) -> Tensor:
     """Return the ratio as a scalar, 0 for a gradient of zeros."""
     count, dtype = grad.numel(), torch.promote_types(grad.dtype, torch.float32)
-    signal = whole(l2_norms([grad], dtype)[0])
+    signal = l2_norms([grad], dtype)[0]
     noise = deviation(grad, dtype) if count > 1 else torch.zeros_like(signal)
     # Equal elements may show this much noise, because their mean is rounded.
     silent = noise <= resolution(grad) / count**0.5 * signal

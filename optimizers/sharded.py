@@ -1,6 +1,8 @@
 """Reductions of tensors that are sharded over ranks (DTensor): to one number, and along an axis.
 
-Elementwise operations need no help here: a DTensor runs them shard by shard.
+Elementwise operations need no help here: a DTensor runs them shard by shard. Reductions combine the
+ranks' results themselves, because torch's refuse or replicate some shards of a mesh of two
+dimensions (FSDP2 with tensor parallelism).
 """
 
 from collections.abc import Callable
@@ -11,18 +13,16 @@ import torch
 from torch import Tensor
 
 
-def whole(scalar: Tensor) -> Tensor:
-    """Return a sharded number as a plain one on every rank, any other tensor unchanged."""
-    return scalar.full_tensor() if is_sharded(scalar) else scalar  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's shard, in the same memory; a tensor that is not sharded unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def first_element(tensor: Any) -> int:
-    """Return the flat index, in the whole tensor, of this rank's first element."""
+    """Return the flat index, in the whole tensor, of this rank's first element.
+
+    The elements of whole rows follow each other from there.
+    """
     if not is_sharded(tensor):
         return 0
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -65,18 +65,29 @@ def sharded_axes(tensor: Any) -> list[int | None]:
     return [getattr(placement, "dim", None) for placement in tensor.placements]
 
 
-def follows(tensor: Any, other: Any, axis: int) -> bool:
-    """Return whether a tensor is sharded along with an axis of a sharded one, and not otherwise.
+def along(like: Any, axis: int) -> tuple[Any, ...]:
+    """Return the placements that shard one axis as `like` does, and no other."""
+    from torch.distributed.tensor import Replicate
 
-    The answer is the same on all ranks.
+    return tuple(
+        placement if sharded == axis else Replicate()
+        for placement, sharded in zip(like.placements, sharded_axes(like), strict=True)
+    )
+
+
+def joined_along(part: Tensor, like: Any, axis: int) -> Tensor:
+    """Return this rank's part of a tensor along one axis of `like` as a whole, sharded along it.
+
+    If `like` is not sharded, the part is the whole.
     """
-    from torch.distributed.tensor import Replicate, Shard
+    if not is_sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor
 
-    wanted = [Shard(axis) if each == Shard(axis) else Replicate() for each in other.placements]
-    return (
-        all(type(each) in (Shard, Replicate) for each in other.placements)
-        and is_sharded(tensor)
-        and list(tensor.placements) == wanted
+    shape = torch.Size(size if each == axis else 1 for each, size in enumerate(like.shape))
+    stride = tuple(prod(shape[each + 1 :]) for each in range(len(shape)))
+    return DTensor.from_local(
+        part, like.device_mesh, along(like, axis), run_check=False, shape=shape, stride=stride
     )
 
 
@@ -92,45 +103,26 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
     """Return a sharded tensor redistributed as another is, any other tensor unchanged."""
-    return tensor.redistribute(placements=other.placements) if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+    if not is_sharded(tensor) or sharding(tensor) == sharding(other):
+        return tensor
+    return tensor.redistribute(placements=other.placements)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def largest_along(square: Tensor, axis: int) -> Tensor:
+def largest_along(square: Tensor, axis: int, like: Any = None) -> Tensor:
     """Return the maximum over all axes except one, which keep a size of 1.
 
-    The result of a sharded tensor is sharded along with that axis.
+    If `like` is sharded, `square` is this rank's part of a tensor that is sharded alike, and so is
+    the result, along that axis; the maximum is taken over all ranks.
     """
     others = [other for other in range(square.dim()) if other != axis]
     if not others:
         return square
-    return (
-        _largest_of_shards(square, axis, others)
-        if is_sharded(square)
-        else square.amax(others, keepdim=True)
-    )
-
-
-def _largest_of_shards(square: Any, axis: int, others: list[int]) -> Tensor:
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-
-    local = square.to_local()
+    if not is_sharded(like):
+        return square.amax(others, keepdim=True)
     # A rank without rows contributes 0, the least that a square can be; amax would fail.
-    shape = [size if other == axis else 1 for other, size in enumerate(local.shape)]
-    largest = local.amax(others, keepdim=True) if local.numel() else local.new_zeros(shape)
-    stays = [
-        isinstance(placement, Replicate) or placement == Shard(axis)
-        for placement in square.placements
-    ]
-    parts = [
-        placement if keeps else Partial("max")
-        for placement, keeps in zip(square.placements, stays, strict=True)
-    ]
-    size = torch.Size([size if other == axis else 1 for other, size in enumerate(square.shape)])
-    joined = DTensor.from_local(
-        largest, square.device_mesh, parts, run_check=False, shape=size, stride=(1,) * len(size)
-    )
-    return joined.redistribute(
-        placements=[
-            part if keeps else Replicate() for part, keeps in zip(parts, stays, strict=True)
-        ]
-    )
+    shape = [size if other == axis else 1 for other, size in enumerate(square.shape)]
+    largest = square.amax(others, keepdim=True) if square.numel() else square.new_zeros(shape)
+    for dimension, sharded in enumerate(sharded_axes(like)):
+        if sharded not in (None, axis):
+            largest = largest_over(largest, like, dimension)
+    return largest

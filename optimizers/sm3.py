@@ -28,7 +28,7 @@ from .arguments import require_fraction, require_not_negative
 from .bucket import Bucket, Options, State, add_number, add_squares, average, descend, is_nonzero
 from .loading import Shapes
 from .multi_tensor import MultiTensorOptimizer
-from .sharded import follows, is_sharded, largest_along, placed_like
+from .sharded import along, is_sharded, joined_along, largest_along, local
 
 _ROWS = 32
 _KERNELS = Path(__file__).with_suffix(".cpp")
@@ -111,6 +111,10 @@ class SM3(MultiTensorOptimizer):
         return covers | {"momentum_buffer"} if options["momentum"] else covers
 
     def _prepare(self, bucket: Bucket) -> Bucket:
+        """Make the missing momentum buffers, and shard accumulators along with their axes."""
+        for param, state in zip(bucket.params, bucket.states, strict=True):
+            if is_sharded(param):
+                _shard_cover(state, param)
         if bucket.options["momentum"] and not bucket.grads[0].is_sparse:
             for param, state in zip(bucket.params, bucket.states, strict=True):
                 if "momentum_buffer" not in state:
@@ -129,43 +133,41 @@ class SM3(MultiTensorOptimizer):
             )
             return
         lr, momentum, eps = (bucket.options[name] for name in ("lr", "momentum", "eps"))
+        params, grads = (
+            [local(each) for each in tensors] for tensors in (bucket.params, bucket.grads)
+        )
         covers = [
-            _cover(state, param) for state, param in zip(bucket.states, bucket.params, strict=True)
+            [local(each) for each in _cover(state, param)]
+            for state, param in zip(bucket.states, bucket.params, strict=True)
         ]
         squares = [
-            placed_like(_smallest(cover, param.shape), param)
-            for cover, param in zip(covers, bucket.params, strict=True)
+            _smallest(cover, param.shape) for cover, param in zip(covers, params, strict=True)
         ]
-        _take_in(squares, bucket.grads, bucket.options["beta"])
-        for cover, square in zip(covers, squares, strict=True):
+        _take_in(squares, grads, bucket.options["beta"])
+        for cover, square, whole in zip(covers, squares, bucket.params, strict=True):
             for axis, accumulator in enumerate(cover):
                 largest = (
                     _largest_in_columns(square)
-                    if torch.compiler.is_compiling() and axis == 1
-                    else largest_along(square, axis)
+                    if torch.compiler.is_compiling() and axis == 1 and not is_sharded(whole)
+                    else largest_along(square, axis, whole)
                 )
-                accumulator.copy_(placed_like(largest, accumulator))
+                accumulator.copy_(largest)
 
         add_number(squares, eps)
         torch._foreach_rsqrt_(squares)
-        torch._foreach_mul_(squares, bucket.grads)
+        torch._foreach_mul_(squares, grads)
         directions = squares
         if is_nonzero(momentum):
-            directions = bucket.state("momentum_buffer")
+            directions = [local(each) for each in bucket.state("momentum_buffer")]
             average(directions, squares, 1 - momentum)
-        descend(bucket.params, directions, lr)
+        descend(params, directions, lr)
 
     def _fits_kernel(self, param: Tensor, state: State) -> bool:
         # A parameter whose first gradient was sparse has only the accumulator of its rows.
         cover = _cover(state, param)
-        return (
-            [each.numel() for each in cover] == list(param.shape or [1])
-            and (
-                not is_sharded(param)
-                or all(follows(each, param, axis) for axis, each in enumerate(cover))
-            )
-            and state.get("momentum_buffer", param).shape == param.shape
-        )
+        return [each.numel() for each in cover] == list(param.shape or [1]) and state.get(
+            "momentum_buffer", param
+        ).shape == param.shape
 
     def _update_fused(self, bucket: Bucket) -> None:
         lr, momentum, beta, eps = (
@@ -231,7 +233,7 @@ def _largest_in_columns(square: Tensor) -> Tensor:
     """
     rows = square.shape[0]
     blocks = rows // _ROWS
-    if square.dim() != 2 or is_sharded(square) or not blocks:
+    if square.dim() != 2 or not blocks:
         return largest_along(square, 1)
     largest = square[: blocks * _ROWS].view(blocks, _ROWS, -1).amax(1).amax(0, keepdim=True)
     return (
@@ -253,11 +255,21 @@ def _along(param: Tensor, axis: int) -> tuple[int, ...]:
 
 
 def _zeros_along(param: Tensor, axis: int) -> Tensor:
-    """Return an accumulator of zeros, sharded as the parameter is."""
+    """Return an accumulator of zeros, sharded as the parameter's axis is."""
     dtype = torch.promote_types(param.dtype, torch.float32)
-    return torch.zeros_like(
-        largest_along(param.detach(), axis), dtype=dtype, memory_format=torch.contiguous_format
-    )
+    if not is_sharded(param):
+        return torch.zeros_like(
+            largest_along(param.detach(), axis), dtype=dtype, memory_format=torch.contiguous_format
+        )
+    part = torch.zeros(_along(local(param), axis), dtype=dtype, device=param.device)
+    return joined_along(part, param, axis)
+
+
+def _shard_cover(state: State, param: Tensor) -> None:
+    """Shard accumulators along with their axes, if a checkpoint has placed them otherwise."""
+    for axis, each in enumerate(_cover(state, param)):
+        if is_sharded(each) and each.placements != (placements := along(param, axis)):  # pyright: ignore[reportAttributeAccessIssue]
+            state[f"accumulator_{axis}"] = each.redistribute(placements=placements)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _smallest(cover: list[Tensor], shape: torch.Size) -> Tensor:

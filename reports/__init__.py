@@ -15,7 +15,7 @@ from optprof.profiler.safety.disk import (
 )
 
 if TYPE_CHECKING:
-    from optprof.profiler.records.fits import Fit
+    from optprof.profiler.records.fits import Fit, RankSearch
     from optprof.profiler.records.planned import Unfinished
     from optprof.profiler.records.record import Record
     from optprof.profiler.records.snapshots import SnapshotContents
@@ -183,12 +183,22 @@ def print_forecasts(
     terminal.render(forecast_document(forecasts), output, width=width)
 
 
-def print_fits(fits: "Sequence[Fit]", output: TextIO, *, width: int | None = None) -> None:
-    """Print the GPUs that each training step fits on; ValueError for no answers."""
+def print_fits(
+    fits: "Sequence[Fit]",
+    output: TextIO,
+    *,
+    search: "RankSearch | None" = None,
+    width: int | None = None,
+) -> None:
+    """Print the GPUs that each training step fits on, or the numbers that it needs if these were
+    searched; ValueError for no answers.
+    """
     from . import terminal
     from .fit import fit_summary
+    from .gpus_needed import needed_summary
 
-    terminal.render(fit_summary(fits), output, width=width)
+    document = fit_summary(fits) if search is None else needed_summary(fits, search)
+    terminal.render(document, output, width=width)
 
 
 def print_snapshot(
@@ -310,16 +320,27 @@ def _require_our_page(page: Path, *, force: bool) -> None:
 
 
 def write_fit_page(
-    fits: "Sequence[Fit]", folder: Path, command: Sequence[str], *, force: bool = False
+    fits: "Sequence[Fit]",
+    folder: Path,
+    command: Sequence[str],
+    *,
+    search: "RankSearch | None" = None,
+    force: bool = False,
 ) -> Path:
     """Write `report.html` and `fits.json` into the folder, over older ones; return the page's path.
 
-    ValueError for no answers; FileExistsError for a folder of other files, without `force`.
+    A `search` over numbers of ranks adds its picture, in `figures/`. ValueError for no answers;
+    FileExistsError for a folder of other files, without `force`.
     """
-    from .fit import fit_page
+    from .fit import FitFindings, fit_page
+    from .gpus_needed import needed_page, needed_pictures
 
     content = [fit.to_dict() for fit in fits]
-    return _write_answers(folder, FITS, fit_page(fits, command), content, force=force)
+    if search is None:
+        return _write_answers(folder, FITS, fit_page(fits, command), content, force=force)
+    page, pictures = needed_page(fits, search, command), FitFindings.of(fits, search)
+    shown = needed_pictures(pictures)
+    return _write_answers(folder, FITS, page, content, shown, force=force)
 
 
 def write_snapshot_page(
@@ -336,9 +357,15 @@ def write_snapshot_page(
 
 
 def _write_answers(
-    folder: Path, name: str, document: "Document", content: object, *, force: bool
+    folder: Path,
+    name: str,
+    document: "Document",
+    content: object,
+    pictures: "Sequence[Picture]" = (),
+    *,
+    force: bool,
 ) -> Path:
-    """Write a page and its data as JSON, whose name marks the folder as ours."""
+    """Write a page, its pictures, and its data as JSON, whose name marks the folder as ours."""
     import json
 
     from . import html
@@ -346,6 +373,13 @@ def _write_answers(
     require_own_folder(folder, name, force=force)
     page = folder / "report.html"
     _require_our_page(page, force=force)
-    write_text(page, html.render(document), below=folder)
+    drawings: list[Drawing] = []
+    if pictures:
+        # matplotlib loads slowly.
+        from .pictures.drawing import draw_all
+
+        require_no_link(folder / "figures")
+        drawings = draw_all(pictures, folder / "figures")
+    write_text(page, html.render(document, drawings), below=folder)
     write_text(folder / name, json.dumps(content, indent=1) + "\n", below=folder)
     return page

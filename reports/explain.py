@@ -77,7 +77,9 @@ METRICS: Mapping[str, Metric] = {
         field="memory.peak_allocated",
         meaning=(
             "The most bytes in the allocator's blocks at any moment of the training steps:"
-            " parameters, gradients, state, activations and temporaries together."
+            " parameters, gradients, state, activations and temporaries together. If ranks share"
+            " the work, it is a rank's, with the parameters that it gathers from others and the"
+            " buffers of its exchanges."
         ),
         obtained=(
             "Simulated: the training steps' allocations, traced without data and replayed through a"
@@ -255,6 +257,51 @@ FIGURES: Mapping[str, Metric] = {
             " GPU's own memory."
         ),
         leaves_out="Batches that were not tried.",
+    ),
+    "all-ranks": Metric(
+        title="state of all ranks",
+        unit=_BYTES,
+        field="memory.optimizer_state, scenario.ranks, ranks.elements and ranks.each",
+        meaning="The state of all processes that share the work (--ranks) together.",
+        obtained=(
+            "Measured: the sum over all ranks. Simulated: as many times the state of the simulated"
+            " rank, exact if each rank keeps the state of as many elements, else an upper bound."
+        ),
+        leaves_out=(
+            "Under ZeRO-1 a simulation of one rank does not tell it: ranks keep whole parameters."
+        ),
+    ),
+    "sent": Metric(
+        title="sent a step",
+        unit=_BYTES,
+        field="ranks.exchanges",
+        meaning="The bytes that a rank sends to others in one training step.",
+        obtained=(
+            "The exchanges that torch's own code requests in the simulated step, each with its"
+            " phase, its operation and the bytes of its whole tensor. For a ring of n ranks a rank"
+            " sends (n-1)/n of a tensor that is gathered or reduced and scattered, twice that if"
+            " all ranks get the sum, and a broadcast tensor whole."
+        ),
+        leaves_out=(
+            "Other algorithms, such as trees, and what the exchange takes in time: no estimate"
+            " contains it."
+        ),
+    ),
+    "nccl": Metric(
+        title="NCCL's memory",
+        unit="estimated bytes, a range",
+        field="none; scenarios/nccl.py computes it",
+        meaning=(
+            "The bytes that NCCL takes of each GPU for its own buffers, outside torch's allocator."
+        ),
+        obtained=(
+            "For each communicator (a group of ranks that exchange data) from 2 channels with one"
+            " buffer to 32 channels with three. A buffer has 9.19 MiB, by NCCL 2.30's source."
+        ),
+        leaves_out=(
+            "It is in no other figure. NCCL_BUFFSIZE, NCCL_MAX_NCHANNELS and NVLink SHARP change"
+            " it."
+        ),
     ),
     "draws": Metric(
         title="draws per step",

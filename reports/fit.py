@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from optprof.profiler.records.fits import Change, Fit
+from optprof.profiler.records.fits import Change, Fit, RankSearch
 from optprof.scenarios import hardware
 from optprof.scenarios.spec import Scenario
 
@@ -11,6 +11,7 @@ from .arithmetic.entries import Setting
 from .arithmetic.labels import OptimizerKey, labels, optimizer_key, shortened
 from .arithmetic.provenance import ORIGINS, shell
 from .document import Document, Note, Section
+from .phrases import nccl_text
 from .style import Mark, marks
 from .tables.capacity import fit_cell
 from .tables.table import Cell, Facts, Table, bytes_cell
@@ -21,10 +22,11 @@ LEGEND = (
     f"{FITS} fits, and the memory left; {TIGHT} fits, less than 2 % left; {FAILS} does not fit, and"
     f" the memory missing; {UNSURE} may fit if cuDNN takes less; then the largest batch"
 )
+NCCL_LEGEND = f"{TIGHT} also marks a step that does not fit if NCCL takes the most"
 
 _ANSWERS = {
     "fits": "yes",
-    "tight": "yes, less than 2 % left",
+    "tight": "yes, with little left",
     "unsure": "perhaps, if cuDNN takes less memory",
     "fails": "no",
 }
@@ -32,21 +34,25 @@ _ANSWERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FitFindings:
-    """The answers for one model and setting, with labels and marks; ValueError for none."""
+    """The answers for one model and setting, with labels and marks; ValueError for none.
+
+    `search` has the numbers of ranks that were tried, None if there was one.
+    """
 
     fits: Sequence[Fit]
     labels: dict[OptimizerKey, str]
     marks: dict[str, Mark]
+    search: RankSearch | None = None
 
     @classmethod
-    def of(cls, fits: Sequence[Fit]) -> "FitFindings":
+    def of(cls, fits: Sequence[Fit], search: RankSearch | None = None) -> "FitFindings":
         """Name the optimizers of the answers."""
         if not fits:
             raise ValueError(
                 "there is no GPU or no optimizer to answer for; name one with --gpu or --optimizers"
             )
         names = labels(fits)
-        return cls(fits=fits, labels=names, marks=marks(names.values()))
+        return cls(fits=fits, labels=names, marks=marks(names.values()), search=search)
 
     @property
     def gpus(self) -> list[str]:
@@ -56,8 +62,12 @@ class FitFindings:
     @property
     def title(self) -> str:
         """The model and its setting in words."""
-        setting = Setting.of(replace(self.fits[0].scenario, gpu=None))
-        return " · ".join((setting.model, *setting.traits))
+        scenario = replace(self.fits[0].scenario, gpu=None)
+        if self.search is None:
+            setting = Setting.of(scenario)
+            return " · ".join((setting.model, *setting.traits))
+        setting = Setting.of(replace(scenario, ranks=1, rank=0, parallel=None))
+        return " · ".join((setting.model, *setting.traits, self.search.parallel))
 
     def label(self, fit: Fit) -> str:
         """The name of an answer's optimizer."""
@@ -86,7 +96,12 @@ def fit_page(fits: Sequence[Fit], command: Sequence[str]) -> Document:
                 "verdict",
                 "The smallest GPU that each optimizer runs on.",
             ),
-            Section("By GPU", [overview_table(findings)], "overview", f"{LEGEND}."),
+            Section(
+                "By GPU",
+                [overview_table(findings), *map(Note, _nccl_notes(findings))],
+                "overview",
+                f"{LEGEND}.",
+            ),
             Section(
                 "All numbers",
                 [fit_table(findings)],
@@ -98,7 +113,7 @@ def fit_page(fits: Sequence[Fit], command: Sequence[str]) -> Document:
             ),
             Section(
                 "The GPUs",
-                [_gpu_table(findings.gpus)],
+                [gpu_table(findings.gpus)],
                 "gpus",
                 "Memory as the driver reports it. The CUDA context takes an estimated"
                 f" {bytes_text(hardware.CONTEXT_BYTES)} of it; the rest is usable.",
@@ -120,14 +135,18 @@ def fit_page(fits: Sequence[Fit], command: Sequence[str]) -> Document:
 def fit_summary(fits: Sequence[Fit]) -> Document:
     """The answers for a terminal, and the cheapest change where a step does not fit."""
     findings = FitFindings.of(fits)
-    errors = [_error(label, error) for label, error in findings.errors.items()]
+    errors = [error_text(label, error) for label, error in findings.errors.items()]
     changes = [
         f"{fit.scenario.gpu} {findings.label(fit)}:"
         f" {change_text(fit.changes[0], fit.scenario)} ({bytes_text(fit.changes[0].left)})"
         for fit in fits
         if fit.changes
     ]
-    notes = (LEGEND, "simulated for CUDA, training steps on the memory of each GPU")
+    notes = (
+        LEGEND,
+        *_nccl_notes(findings),
+        "simulated for CUDA, training steps on the memory of each GPU",
+    )
     return Document(
         sections=[
             Section(findings.title, [overview_table(findings, letters=24)]),
@@ -140,7 +159,14 @@ def fit_summary(fits: Sequence[Fit]) -> Document:
     )
 
 
-def _error(label: str, error: str) -> str:
+def _nccl_notes(findings: FitFindings) -> list[str]:
+    scenario = findings.fits[0].scenario
+    text = nccl_text(scenario.parallel, scenario.ranks)
+    return [text, f"{NCCL_LEGEND}."] if text else []
+
+
+def error_text(label: str, error: str) -> str:
+    """The reason why an optimizer could not be simulated."""
     return f"{label} could not be simulated: {error}"
 
 
@@ -216,7 +242,7 @@ def _short_cell(fit: Fit) -> Cell:
 
 def verdict(findings: FitFindings) -> str:
     """The smallest GPU that each optimizer runs on."""
-    answers = [_error(label, error) for label, error in findings.errors.items()]
+    answers = [error_text(label, error) for label, error in findings.errors.items()]
     for label in findings.labels.values():
         if label in findings.errors:
             continue
@@ -248,7 +274,8 @@ def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
     )
 
 
-def _gpu_table(names: Sequence[str]) -> Table:
+def gpu_table(names: Sequence[str]) -> Table:
+    """The memory of each GPU, and where its numbers come from."""
     head = ("GPU", "name", "memory", "where that was printed", "bandwidth and rates")
     return Table(head=head, rows=tuple(_gpu_row(hardware.describe(name)) for name in names))
 

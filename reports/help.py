@@ -72,6 +72,12 @@ HELP: Mapping[str, Help] = {
         " shows how many micro-batches each step waited for.",
         ("held-out-loss", "draws"),
     ),
+    "ranks": Help(
+        "The state falls with the number of ranks only if the way to share the work splits it: ddp"
+        " does not. A step sends what its tables add up to, whatever the optimizer, except those"
+        " that reduce numbers over ranks.",
+        ("all-ranks", "sent", "nccl"),
+    ),
     "rooms": Help(
         "The command optprof fit simulates the step on the GPU's own memory, and finds the changes"
         " that make it fit.",

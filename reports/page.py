@@ -23,7 +23,7 @@ from .arithmetic.reproduction import (
 from .document import Block, Document, Note, Section
 from .failing import remedies, sentences, title, unfinished_text
 from .help import explained, meanings
-from .phrases import missing_text, noise_note, unlike_text, unpaced_text
+from .phrases import missing_text, noise_note, ranks_notes, unlike_text, unpaced_text
 from .pictures import icicle, pictures
 from .pictures.charts import Chart
 from .pictures.picture import Drawing, Picture
@@ -40,6 +40,7 @@ from .tables.overview import (
     reproduction_table,
     time_table,
 )
+from .tables.ranks import each_tables, exchange_tables, rank_table
 from .tables.sight import sight_tables
 from .tables.table import Facts, Table, varied
 from .tables.verdict import cards, sources, verdict
@@ -58,7 +59,12 @@ TIMES_NOTE = (
 FIT_HELPS = "This command finds the cheapest change that makes it fit:"
 NUMBERS = "The numbers"
 # The section that a picture is a part of.
-SUBJECTS = {"icicle": "peak", "iteration": "step-time", "step-by-size": "step-time"}
+SUBJECTS = {
+    "icicle": "peak",
+    "iteration": "step-time",
+    "step-by-size": "step-time",
+    "ways": "timeline",
+}
 # Longer tables are shown on request.
 MOST_ROWS = 24
 MOST_DAMAGE = 10
@@ -109,6 +115,7 @@ def run_page(
         *_pictures(findings, charts),
         *_damaged_timelines(damage),
         *_accumulations(findings, charts),
+        _ranks(findings),
         _capacity(findings),
         _sights(findings),
         _agreement(records),
@@ -259,6 +266,40 @@ def _damaged_timelines(damage: Sequence[str]) -> list[Section]:
 def _damage(damage: Sequence[str]) -> str:
     more = len(damage) - MOST_DAMAGE
     return "; ".join([*damage[:MOST_DAMAGE], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _ranks(findings: Findings) -> Section:
+    """What ranks hold and exchange."""
+    if not findings.ranks:
+        return Section()
+    exchanges = {
+        f"Exchanged in a step: {name}": replace(table, title=f"Exchanged: {name}")
+        for name, table in exchange_tables(findings).items()
+    }
+    sides = {
+        f"Each rank: {name}": replace(
+            table,
+            title=f"Each rank: {name}",
+            fold=f"{len(table.rows)} rows" if len(table.rows) > MOST_ROWS else "",
+        )
+        for name, table in each_tables(findings).items()
+    }
+    notes = [
+        Sized.of(lambda units, place=place: ranks_notes(findings, units)[place])
+        for place in range(len(ranks_notes(findings)))
+    ]
+    return Section(
+        "Ranks",
+        [
+            varied(rank_table(findings)),
+            *map(Note, notes),
+            *_headed(
+                {name: [table] for name, table in {**sides, **exchanges}.items()}, always=True
+            ),
+        ],
+        "ranks",
+        "The state of a rank and of all ranks, and what they send each other in a training step.",
+    )
 
 
 def _capacity(findings: Findings) -> Section:

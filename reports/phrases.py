@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from optprof.profiler.records.record import Record
+from optprof.scenarios import nccl
 
 from .arithmetic.courses import Course
 from .arithmetic.entries import Setting, failures
@@ -22,6 +23,7 @@ from .arithmetic.times import (
 from .units import (
     BINARY,
     DASH,
+    MINUS,
     Units,
     around_text,
     bytes_text,
@@ -267,3 +269,57 @@ def throughput_text(record: Record) -> str:
     if tokens is not None:
         return rate_text(tokens, "tokens")
     return "" if samples is None else rate_text(samples, "samples")
+
+
+def ranks_notes(findings: Findings, units: Units = BINARY) -> list[str]:
+    """Sentences on whose bytes a report of several ranks has, and on what it leaves out."""
+    rows = findings.ranks
+    notes = [
+        _WHOSE,
+        *(
+            text
+            for applies, text in (
+                (any(row.is_bound for row in rows), _BOUND),
+                (any(row.differ and row.total is None for row in rows), _UNKNOWN),
+                (any(row.sent is not None for row in rows), _RING),
+            )
+            if applies
+        ),
+    ]
+    ways = dict.fromkeys((row.record.scenario.parallel, row.count) for row in rows)
+    texts = dict.fromkeys(nccl_text(parallel, count, units) for parallel, count in ways)
+    return [*notes, *filter(None, texts)] if rows else []
+
+
+_WHOSE = (
+    "All bytes are those of one rank: the simulated one, or of a measured training the rank with"
+    " the highest peak or, without peaks, the most bytes."
+)
+_BOUND = (
+    "Where ranks differ, the first holds the most, so all ranks together hold at most as many times"
+    " its state."
+)
+_UNKNOWN = (
+    "Under ZeRO-1 the state of each parameter is on one rank: all ranks together hold what one"
+    " process holds without it."
+)
+_RING = (
+    f"What a rank sends is counted for rings of n ranks: (n{MINUS}1)/n of a tensor that is gathered"
+    " or reduced and scattered, twice that if all ranks get the sum, and a broadcast tensor whole."
+)
+
+
+def nccl_text(parallel: str | None, ranks: int, units: Units = BINARY) -> str:
+    """The memory that NCCL takes, and how it is estimated; empty if ranks exchange nothing."""
+    size = nccl.nccl_bytes(parallel, ranks)
+    if size is None:
+        return ""
+    count = nccl.communicators(parallel, ranks)
+    return (
+        f"NCCL takes an estimated {bytes_text(size[0], units, size[1])} more of each GPU, which"
+        f" torch's allocator does not count and no number here contains: {count}"
+        f" communicator{'' if count == 1 else 's'} with {nccl.FEWEST_CHANNELS} to"
+        f" {nccl.MOST_CHANNELS} channels, and for each {nccl.FEWEST_CONNECTIONS} to"
+        f" {nccl.MOST_CONNECTIONS} buffers of {bytes_text(nccl.CONNECTION_BYTES, units)} (sizes"
+        " from NCCL 2.30's source; the GPUs' links decide the channels)."
+    )

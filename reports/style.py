@@ -87,10 +87,13 @@ CATEGORY_COLOURS = {
     "temporary": "#f6e27f",
     "workspace": "#9f89df",
     "input": "#55cfa8",
+    "gathered": "#84a93f",
+    "communication": "#ffab99",
 }
 PHASE_COLOURS = {"forward": "#ced6df", "backward": "#8792a0", "step": "#c76f9f"}
 OTHER_BLOCK = "#e69f00"
-# Blocks of equal lightness have unlike hatches, by the letters of matplotlib and plotly.
+# Blocks of equal lightness have unlike hatches, by the letters of matplotlib and plotly. These have
+# seven that can be told apart, so the two kinds of blocks that ranks add share one each.
 HATCHES = {
     CATEGORY_COLOURS["buffer"]: "|",
     CATEGORY_COLOURS["optimizer_state"]: "/",
@@ -98,6 +101,8 @@ HATCHES = {
     CATEGORY_COLOURS["temporary"]: "\\",
     CATEGORY_COLOURS["workspace"]: "x",
     CATEGORY_COLOURS["input"]: "-",
+    CATEGORY_COLOURS["gathered"]: "\\",
+    CATEGORY_COLOURS["communication"]: "x",
     OTHER_BLOCK: "+",
 }
 HATCH_NAMES = {

@@ -9,9 +9,10 @@ from .arithmetic.entries import Entry, Setting, by_setting
 from .arithmetic.findings import Findings
 from .document import Document, Note, Section
 from .failing import FINDS, remedies, sentences, unfinished_text, unfits
-from .phrases import missing_text, noise_note, unlike_text, unpaced_text
+from .phrases import missing_text, noise_note, ranks_notes, unlike_text, unpaced_text
 from .tables.accumulation import accumulation_tables
 from .tables.overview import failure_table
+from .tables.ranks import each_tables, rank_table
 from .tables.summary import cpu_table, summary_table, terminal_table
 from .tables.verdict import sources
 from .words import conditions, warning_lines
@@ -61,6 +62,7 @@ def run_summary(findings: Findings) -> Document:
                     *map(Note, (*sources(findings), noise_note(findings))),
                 ]
             ),
+            *_ranks(findings),
             *_accumulations(findings),
             Section("Without a result", [failure_table(findings)]),
         ]
@@ -93,7 +95,8 @@ def terminal_summary(findings: Findings, width: int) -> Document:
         )
     ]
     lines = Section(blocks=[*map(Note, notes), *unfit, *(Note(line, "failed") for line in failed)])
-    return Document(sections=[*tables, *_accumulations(findings), lines], marks=findings.marks)
+    sections = [*tables, *_ranks(findings), *_accumulations(findings), lines]
+    return Document(sections=sections, marks=findings.marks)
 
 
 def _settings(findings: Findings) -> dict[Setting, list[Entry]]:
@@ -106,6 +109,13 @@ def _settings(findings: Findings) -> dict[Setting, list[Entry]]:
         for setting, entries in settings.items()
         if any(entry.peak_bytes is not None for entry in entries)
     }
+
+
+def _ranks(findings: Findings) -> list[Section]:
+    """What ranks hold, a table of each measured rank, and what is sent."""
+    sides = [Section(f"Each rank: {name}", [each]) for name, each in each_tables(findings).items()]
+    notes = map(Note, ranks_notes(findings))
+    return [Section("Ranks", [rank_table(findings), *notes]), *sides] if findings.ranks else []
 
 
 def _accumulations(findings: Findings) -> list[Section]:

@@ -23,8 +23,13 @@ OUTCOMES: Mapping[Outcome, str] = {
 def category_name(category: str) -> str:
     """A category of bytes: parameters, optimizer state."""
     plurals = {"parameter", "buffer", "gradient", "activation", "workspace"}
-    if category == "temporary":
-        return "temporaries"
+    unlike = {
+        "temporary": "temporaries",
+        "gathered": "gathered parameters",
+        "communication": "communication buffers",
+    }
+    if category in unlike:
+        return unlike[category]
     return category.replace("_", " ") + ("s" if category in plurals else "")
 
 

@@ -35,6 +35,11 @@ class Parallel:
     reduce: Literal["fp32", "bf16", "fp16"] | None = None
     cpu_offload: bool = False
 
+    @property
+    def splits_parameters(self) -> bool:
+        """Return whether each rank holds only a part of the parameters."""
+        return self.data == "fsdp2" or self.tensor > 1
+
 
 _OPTIONS = [one.name for one in fields(Parallel) if one.name not in ("data", "tensor")]
 _CHOICES = {
@@ -75,7 +80,13 @@ def read_parallel(text: str) -> Parallel:
 def _options(name: str, text: str) -> dict[str, Any]:
     if name != "fsdp2":
         raise ValueError(f"{name} has no options, got {text!r}; leave them out")
-    options = read_config(text.split(","))
+    entries = text.split(",")
+    for entry in entries:
+        if "=" not in entry:
+            raise ValueError(
+                f"an option of fsdp2 is written name=value, as in cpu_offload=true; got {entry!r}"
+            )
+    options = read_config(entries)
     for key, value in options.items():
         if key not in _OPTIONS:
             raise ValueError(f"fsdp2 has no option {key!r}; {did_you_mean(key, _OPTIONS)}")

@@ -137,6 +137,18 @@ def test_a_second_run_has_another_folder(
         ),
         (("fit", "gpt2", "--gpu", "h100"), "optprof: no GPU is named 'h100'; did you mean h100-80"),
         (
+            ("fit", "gpt2", "--ranks", "1,2"),
+            "optprof: several ranks need a way to share the work; add --parallel: ddp",
+        ),
+        (
+            ("fit", "gpt2", "--ranks", "2,few", "--parallel", "fsdp2"),
+            "optprof: --ranks takes numbers from 1 to 16,384, as in 1,2,4,8; got '2,few'",
+        ),
+        (
+            ("fit", "gpt2", "--ranks", "1,2", "--parallel", "fsdp2+tp:4"),
+            "optprof: tp:4 needs a number of ranks that 4 divides, got 1",
+        ),
+        (
             ("list", "datasets"),
             (
                 "optprof: nothing to list under 'datasets'; ask for models, optimizers,"

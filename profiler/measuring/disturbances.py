@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import psutil
 
@@ -14,12 +14,18 @@ QUIET = 0.05
 
 
 class Disturbances:
-    """Counts the processor seconds of other processes since it was made, and keeps GPU readings."""
+    """Counts the processor seconds of other processes since it was made, and keeps GPU readings.
 
-    def __init__(self, read_gpu: Callable[[], GpuReading | None]) -> None:
+    The other ranks of this training run (`on_ranks`) are no other processes.
+    """
+
+    def __init__(
+        self, read_gpu: Callable[[], GpuReading | None], *, on_ranks: bool = False
+    ) -> None:
         self.gpu: tuple[GpuReading, ...] = ()
         self._read_gpu = read_gpu
-        self._machine, self._own = psutil.cpu_times(), _own_seconds()
+        self._own_seconds = _seconds_of_ranks if on_ranks else _own_seconds
+        self._machine, self._own = psutil.cpu_times(), self._own_seconds()
 
     def look(self) -> None:
         """Read the GPU, while it works on the kernels just launched."""
@@ -33,7 +39,7 @@ class Disturbances:
         idle = (now.idle - before.idle) + (
             getattr(now, "iowait", 0.0) - getattr(before, "iowait", 0.0)
         )
-        busy = total - idle - (_own_seconds() - self._own)
+        busy = total - idle - (self._own_seconds() - self._own)
         return min(1.0, max(0.0, busy / total)) if total > 0 else 0.0
 
     def warnings(self) -> tuple[str, ...]:
@@ -44,12 +50,22 @@ class Disturbances:
 
 
 @contextmanager
-def disturbances(device: str) -> Iterator[Disturbances]:
+def disturbances(device: str, *, on_ranks: bool = False) -> Iterator[Disturbances]:
     """Watch for disturbances from here on; on CUDA the GPU too."""
     with nvml.reading_gpu() if device == "cuda" else nullcontext(lambda: None) as read:
-        yield Disturbances(read)
+        yield Disturbances(read, on_ranks=on_ranks)
 
 
 def _own_seconds() -> float:
     times = os.times()
     return times.user + times.system
+
+
+def _seconds_of_ranks() -> float:
+    """Return the processor seconds of this machine's ranks and of their launcher."""
+    launcher, seconds = psutil.Process().parent(), 0.0
+    for process in [launcher, *launcher.children()] if launcher else []:
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds

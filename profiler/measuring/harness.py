@@ -13,6 +13,7 @@ from ..records.confidence import median_interval
 from ..records.record import GpuReading
 from .clock import clock_for
 from .disturbances import Disturbances, disturbances
+from .ranks import agreed
 
 # Iterations whose memory is watched and that are not timed: the first makes the state, the second
 # is like all later ones.
@@ -49,15 +50,18 @@ def require_cuda() -> None:
 class Harness:
     """Repeats an iteration and keeps its raw seconds by phase in `warmup` and `times`.
 
-    `gpu` has the readings of the GPU during the samples, `warnings` a line for each disturbance.
+    `gpu` has the readings of the GPU during the samples, `warnings` a line for each disturbance. If
+    the iteration is that of one of several ranks (`on_ranks`), the first rank decides when to stop.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, on_ranks: bool = False) -> None:
         self.times: dict[str, list[float]] = {}
         self.warmup: dict[str, list[float]] = {}
         self.gpu: tuple[GpuReading, ...] = ()
         self.warnings: tuple[str, ...] = ()
-        self._device = device
+        self._device, self._on_ranks = device, on_ranks
+        # Ranks that did not run the same iterations would wait for each other forever.
+        self._agreed: Callable[[bool], bool] = agreed if on_ranks else bool
         self._clock = clock_for(device)
         self._phase: Phase = self._clock.phase
 
@@ -89,10 +93,10 @@ class Harness:
         not known, `alone` runs the step by itself for half of that time.
         """
         warnings = self._warm_up(iterate)
-        with disturbances(self._device) as machine:
+        with disturbances(self._device, on_ranks=self._on_ranks) as machine:
             self._collect(iterate, samples, seconds, ("step", "iteration"), machine)
             missing = samples - len(self.times["step"])
-            if alone is not None and missing > 0 and not self._is_settled("step"):
+            if alone is not None and missing > 0 and not self._agreed(self._is_settled("step")):
                 with alone() as step:
                     # Drop the times of the pass that made the gradients.
                     self._clock.collect()
@@ -119,10 +123,10 @@ class Harness:
             change = _change(max(self.warmup.values(), key=sum))
             passed, count = time.monotonic() - start, max(map(len, self.warmup.values()))
             share = 0.2 if count >= WARM_UP_ITERATIONS else 1.0
-            if passed >= share * WARM_UP_SECONDS and change is not None and change <= STABLE:
-                return []
-            if passed >= WARM_UP_LIMIT:
-                return [_unsettled(change)]
+            settled = change is not None and change <= STABLE
+            ends = (settled and passed >= share * WARM_UP_SECONDS) or passed >= WARM_UP_LIMIT
+            if self._agreed(ends):
+                return [] if settled else [_unsettled(change)]
 
     def _collect(
         self,
@@ -134,7 +138,9 @@ class Harness:
     ) -> None:
         end = time.monotonic() + seconds
         for count in range(samples):
-            if count >= LEAST_SAMPLES and (time.monotonic() > end or self._is_settled(*phases)):
+            if count >= LEAST_SAMPLES and self._agreed(
+                time.monotonic() > end or self._is_settled(*phases)
+            ):
                 break
             iterate()
             # Before the clock waits for the device: the GPU still works on the iteration. The

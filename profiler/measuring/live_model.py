@@ -43,7 +43,7 @@ def model_config(
     parameters: Sequence[nn.Parameter],
     stepped: Iterable[nn.Parameter],
 ) -> dict[str, Any]:
-    """Return what distinguishes models of one name: size, trained part, dtypes, wrappers, ranks."""
+    """Return what distinguishes models of one name: size, trained part, dtypes, wrappers, rank."""
     config: dict[str, Any] = {"parameters": elements(parameters)}
     trained = elements(parameter for parameter in stepped if parameter.requires_grad)
     if trained != config["parameters"]:
@@ -71,6 +71,8 @@ def model_config(
         and torch.distributed.get_world_size() > 1
     ):
         config["ranks"] = torch.distributed.get_world_size()
+        # Otherwise the records of equal ranks, in one folder, would be of one scenario.
+        config["rank"] = torch.distributed.get_rank()
     return config
 
 

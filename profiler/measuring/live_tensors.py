@@ -29,10 +29,12 @@ class LiveTensors:
 
     Build the model inside `watching` and pass it to `begin`: torch does not report the free of a
     tensor whose allocation it did not see. `warning` says why there is no memory of tensors, if the
-    user's code runs a profiler, or how many bytes steps left that no optimizer refers to.
+    user's code runs a profiler, or how many bytes steps left that no optimizer refers to. If ranks
+    share the work (`on_ranks`), threads of torch's collectives free a few tensors unseen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_ranks: bool = False) -> None:
+        self._on_ranks = on_ranks
         self.warning: str | None = None
         self._process = resident_watch()
         self._history = _TensorHistory()
@@ -59,7 +61,7 @@ class LiveTensors:
             )
             return
         self._history.play(events, zip(self._phases, ends, self._categories, strict=True))
-        if unreached := self._history.unreached():
+        if not self._on_ranks and (unreached := self._history.unreached()):
             self.warning = (
                 f"steps left {unreached:,} B that the optimizer does not refer to; they are not in"
                 " its state"

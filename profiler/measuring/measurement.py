@@ -5,7 +5,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -33,8 +32,9 @@ from .cuda_memory import (
 from .files import Files
 from .harness import ALONE, WARM_UP_LIMIT, WATCHED, Harness, require_cuda
 from .live_tensors import LiveTensors
+from .ranks import any_rank, of_all_ranks, require_group
 from .slices import measure_slices
-from .torch_profile import record_trace, with_bytes
+from .torch_profile import DROPPED, KEPT, record_trace, with_bytes
 from .trainer import Trainer, has_sparse_layers
 
 TIME_LIMIT = 30.0
@@ -58,11 +58,16 @@ def measure(
     record keeps the scenario unchanged; its `times` show which phases ran. A scenario that cannot
     be simulated is assumed to fit.
 
+    If ranks share the work, each of them calls this in a process of a group of all, and all return
+    the same record. It is never reduced.
+
     From then on, this process keeps the memory that it frees (`malloc`). `files.lost` has the files
     that could not be written. Raises ValueError if the device is missing or CUDA's allocator has
     started with other settings, and torch.OutOfMemoryError or MemoryError if memory runs out.
     """
     files = files or Files()
+    if scenario.parallel is not None:
+        require_group(scenario)
     if scenario.device == "cuda":
         require_cuda()
         apply_alloc_conf(scenario.alloc_conf)
@@ -71,6 +76,8 @@ def measure(
         torch.cuda.empty_cache()
         with snapshot_when_full(files):
             return _measure_whole(scenario, files)
+    if scenario.parallel is not None:
+        return _measure_whole(scenario, files)
     usable = free_bytes() // 2
     simulated = simulated or _simulated(scenario)
     _forget_compiled()
@@ -139,17 +146,15 @@ def _measure_whole(scenario: Scenario, files: Files) -> Record:
 
 def _measure_iterations(scenario: Scenario, files: Files) -> Record:
     """Measure whole training iterations or, for the workload "state", the optimizer's step."""
-    harness = Harness(scenario.device)
+    harness = Harness(scenario.device, on_ranks=scenario.parallel is not None)
     run, memory, watched = (
         _watch_on_cuda(scenario, harness, files)
         if scenario.device == "cuda"
         else _watch_on_cpu(scenario, harness)
     )
     harness.sample(run.whole, samples=scenario.steps, seconds=TIME_LIMIT, alone=run.alone)
-    operations = (
-        _trace(scenario, harness, run, files, files.trace) if files.trace is not None else ()
-    )
-    return Record(
+    operations = _traced(scenario, harness, run, files)
+    record = Record(
         scenario=scenario,
         origin="measured",
         deciding_options=deciding_options(scenario.optimizer),
@@ -167,6 +172,7 @@ def _measure_iterations(scenario: Scenario, files: Files) -> Record:
         environment=environment(scenario.seed),
         warnings=_warnings(scenario),
     )
+    return record if scenario.parallel is None else of_all_ranks(record)
 
 
 def _warnings(scenario: Scenario) -> tuple[str, ...]:
@@ -182,7 +188,7 @@ _Watching = tuple[Trainer, Memory, Watched]
 
 
 def _watch_on_cpu(scenario: Scenario, harness: Harness) -> _Watching:
-    watch = LiveTensors()
+    watch = LiveTensors(on_ranks=scenario.parallel is not None)
     with watch.watching():
         run = Trainer(scenario, harness.phase)
         watch.begin(run.model, run.batch, run.optimizer)
@@ -226,12 +232,22 @@ def _watch_on_cuda(scenario: Scenario, harness: Harness, files: Files) -> _Watch
     return run, memory, watched
 
 
-def _trace(
-    scenario: Scenario, harness: Harness, run: Trainer, files: Files, folder: Path
+def _traced(
+    scenario: Scenario, harness: Harness, run: Trainer, files: Files
 ) -> tuple[StepOperation, ...]:
-    """Return a step's operations: times from torch.profiler, bytes from a step on meta tensors."""
+    """Return a step's operations: times from torch.profiler, bytes from a step on meta tensors.
+
+    Empty without a folder for the trace.
+    """
+    traces = files.trace is not None
+    if scenario.parallel is not None and any_rank(traces) and not traces:
+        # The rank that writes the trace cannot iterate alone.
+        for _ in range(DROPPED + KEPT):
+            run.iterate()
+    if files.trace is None:
+        return ()
     operations = record_trace(
-        harness, run.iterate, scenario.optimizer, files, folder, scenario.device
+        harness, run.iterate, scenario.optimizer, files, files.trace, scenario.device
     )
     return with_bytes(operations, _bytes_by_operation(scenario, run))
 
@@ -239,10 +255,10 @@ def _trace(
 def _bytes_by_operation(scenario: Scenario, run: Trainer) -> Mapping[str, int]:
     """Return the bytes that each operation of a step on meta tensors moves.
 
-    Empty for an optimizer that does not run on meta tensors, and for sparse gradients, whose number
-    of rows depends on the data.
+    Empty for an optimizer that does not run on meta tensors, for sparse gradients, whose number of
+    rows depends on the data, and for parts of a model that ranks share.
     """
-    if has_sparse_layers(run.model):
+    if has_sparse_layers(run.model) or scenario.parallel is not None:
         return {}
     stepped = [
         (name, p) for name, p in zip(run.names, run.parameters, strict=True) if p.requires_grad

@@ -1,24 +1,29 @@
 """Trainer: a scenario's model, batch and optimizer on a real device, and one iteration of them."""
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from optprof.scenarios import Scenario
 from optprof.scenarios.batches import map_tensors, tensors_in
-from optprof.scenarios.workpiece import build
+from optprof.scenarios.parallel import read_parallel
+from optprof.scenarios.workpiece import Workpiece, build
 
 from ..training.accumulating import accumulating
 from ..training.iteration import Iteration, require_step_alone
 from ..training.optimizer import make_optimizer
+from ..training.parallel import spread
 from ..training.state import storage_bytes
 
 
 class Trainer:
     """Model, batch and optimizer of a scenario, built on its device.
 
+    If ranks share the work, the model is this rank's, and the process group exists already.
     `phase` opens each phase of an iteration by its name. `gradients` is the bytes of gradients at
     the last step, `loss` the loss of the last micro-batch that `draw` ran.
     """
@@ -26,10 +31,9 @@ class Trainer:
     def __init__(
         self, scenario: Scenario, phase: Callable[[str], AbstractContextManager[None]]
     ) -> None:
-        workpiece = build(scenario, scenario.device)
+        workpiece, self.names = _built(scenario)
         self.model = workpiece.model
         self.parameters = list(workpiece.model.parameters())
-        self.names = [name for name, _ in workpiece.model.named_parameters()]
         optimizer = make_optimizer(scenario, self.parameters, self.names)
         self.accumulation = accumulating(scenario, optimizer)
         self.optimizer = self.accumulation or optimizer
@@ -133,6 +137,29 @@ class Trainer:
         if not isinstance(tokens, torch.Tensor) or self._scenario.workload != "train":
             return None
         return tokens.numel() * self._scenario.micro_batches
+
+
+def _built(scenario: Scenario) -> tuple[Workpiece, list[str]]:
+    """Return the model and batch, and the names of the parameters before anything wraps them.
+
+    A model that ranks split is built on the CPU, and each rank moves its part alone, so that no
+    device holds the whole model.
+    """
+    if scenario.parallel is None:
+        workpiece = build(scenario, scenario.device)
+        return workpiece, [name for name, _ in workpiece.model.named_parameters()]
+    way = read_parallel(scenario.parallel)
+    workpiece = build(scenario, "cpu" if way.splits_parameters else scenario.device)
+    names = [name for name, _ in workpiece.model.named_parameters()]
+    model = spread(workpiece.model, scenario, scenario.device)
+    if way.splits_parameters and way.data is None:
+        # Buffers; fully_shard moves them itself, and leaves offloaded parameters on the host.
+        model = model.to(scenario.device)
+    if way.splits_parameters and scenario.device == "cuda":
+        # Otherwise blocks that were whole on the way would count as reserved.
+        gc.collect()
+        torch.cuda.empty_cache()
+    return replace(workpiece, model=model), names
 
 
 def has_sparse_layers(model: torch.nn.Module) -> bool:

@@ -19,7 +19,7 @@ from torch.optim.optimizer import Optimizer
 
 from ..machine.environment import environment
 from ..records.outcome import one_line, outcome_of
-from ..records.record import Level, Memory, Record, StateBlocks, Watched
+from ..records.record import Level, Memory, Ranks, Record, StateBlocks, Watched
 from ..training.optimizer import deciding_options
 from ..training.state import bytes_by_dtype, state_bytes
 from .clock import clock_for
@@ -30,6 +30,7 @@ from .live_optimizer import hooked_optimizer, stepped_parameters
 from .live_steps import BETWEEN, STEP, LiveSteps
 from .live_subject import Model, Subject, subjects_of
 from .phases import PhaseWatch, merged
+from .ranks import rank_bytes
 from .resident import resident_watch
 
 LATER, OTHER_STEPS = "later_steps", "other_steps"
@@ -180,6 +181,11 @@ class Watch:
                 memory=levels,
                 state_blocks=blocks if self._are_fresh[place] else None,
                 warnings=border.notes(),
+            ),
+            ranks=(
+                Ranks(each=(rank_bytes(config["rank"], memory),))
+                if memory is not None and "rank" in config
+                else None
             ),
             environment=environment(seed=None),
         )

@@ -20,7 +20,12 @@ from .fits import Fit
 from .record import OF_THE_MACHINE, Environment, Record
 
 # Our options whose value is a path, even without a slash, or the address of a machine.
-_PLACES = {"--out": "PATH", "--html": "PATH", "--on": "CLUSTER"}
+_PLACES = {
+    "--out": "PATH",
+    "--html": "PATH",
+    "--on": "CLUSTER",
+    "--rdzv-endpoint": "HOST:PORT",
+}
 # The value of an option that is masked already.
 _MASKED = re.compile(r"\*{3}(?:[0-9a-f]{4})?")
 

@@ -213,12 +213,12 @@ class StepOperation:
 class Watched:
     """Findings of real iterations that are not timed.
 
-    `samples` are the sequences or images of one iteration. `tokens` are the tokens that it reads,
-    None for models that read none. `memory` has exact bytes by phase and counter: on CUDA the
-    allocator's "allocated", "reserved", "requested" and "active", on the CPU "tensors" (living
-    tensors and the memory that kernels take) and "resident" (the process). `tensors_at_peak` splits
-    the highest "tensors". `gpu` was read while the timed iterations ran. `warnings` name what
-    disturbed the times, and what could not be watched.
+    `samples` are the sequences or images of one iteration, on all ranks. `tokens` are the tokens
+    that it reads, None for models that read none. `memory` has exact bytes by phase and counter: on
+    CUDA the allocator's "allocated", "reserved", "requested" and "active", on the CPU "tensors"
+    (living tensors and the memory that kernels take) and "resident" (the process).
+    `tensors_at_peak` splits the highest "tensors". `gpu` was read while the timed iterations ran.
+    `warnings` name what disturbed the times, and what could not be watched.
     """
 
     samples: Count | None = None

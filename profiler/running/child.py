@@ -15,8 +15,9 @@ from optprof.scenarios import Scenario
 from ..measuring.files import Files, files_for
 from ..records.outcome import one_line, outcome_of
 from ..records.record import SCHEMA, Outcome, Record
-from ..records.store import RunStore
+from ..records.store import RunStore, file_name
 from .forks import flush, send
+from .launching import ONE_NODE, Nodes, RankFailedError, launch_ranks
 
 if TYPE_CHECKING:
     from ..simulating.simulation import Simulation
@@ -31,7 +32,8 @@ class Job:
     Without `folder` no files are written; `snapshots` and `traces` request more of them. For a
     scenario to measure, `simulated` is the record of its simulation; `force` measures it even if it
     needs more than the free memory. `path` is its `sys.path`. `together` are further simulations
-    for the same process, which write no files.
+    for the same process, which write no files. Measured ranks run on `nodes`, and write into the
+    folder `scratch` until they end.
     """
 
     scenario: Scenario
@@ -42,6 +44,8 @@ class Job:
     force: bool = False
     path: tuple[str, ...] = ()
     together: tuple[Scenario, ...] = ()
+    nodes: Nodes = ONE_NODE
+    scratch: str | None = None
 
     def to_line(self) -> bytes:
         """Return the job as one line; a literal distinguishes tuples from lists, unlike JSON."""
@@ -56,7 +60,8 @@ class Job:
             "scenario": Scenario(**data["scenario"]),
             "together": tuple(Scenario(**each) for each in data["together"]),
         }
-        return cls(**{**data, **scenarios, "simulated": simulated})
+        nodes = Nodes(**data["nodes"])
+        return cls(**{**data, **scenarios, "simulated": simulated, "nodes": nodes})
 
 
 def prepare(job: Job) -> None:
@@ -102,7 +107,7 @@ def work(job: Job) -> dict[str, Any]:
     if store and simulation:
         _keep(job, store, simulation, files)
     lost = tuple(f"{_below(path, store)}: {reason}" for path, reason in files.lost)
-    return answer(replace(record, lost=lost))
+    return answer(replace(record, lost=record.lost + lost))
 
 
 def answer(record: Record) -> dict[str, Any]:
@@ -157,12 +162,63 @@ def attempt(job: Job, files: Files) -> "tuple[Record, Simulation | None]":
             is_result = job.folder is not None or bool(job.together)
             simulation = run_simulation(scenario, estimated=is_result)
             return simulation.record, simulation
+        if scenario.parallel is not None:
+            return _measure_on_ranks(job), None
         if not job.force:
             require_room(scenario, job.simulated)
         return measure(scenario, job.simulated, files), None
 
     result = _or_failure(scenario, run)
     return (result, None) if isinstance(result, Record) else result
+
+
+def _measure_on_ranks(job: Job) -> Record:
+    """Return the record of all ranks, each measured in a process of its own."""
+    from ..measuring.ranks import require_room_on_host
+
+    scenario = job.scenario
+    local_ranks = scenario.ranks // job.nodes.nnodes
+    if not job.force:
+        require_room_on_host(scenario, job.simulated, local_ranks)
+    assert job.scratch is not None
+    try:
+        return launch_ranks(
+            _as_rank,
+            job,
+            name=f"optprof-{file_name(scenario)}",
+            local_ranks=local_ranks,
+            nodes=job.nodes,
+            scratch=Path(job.scratch),
+        )
+    except RankFailedError as error:
+        return without_result(scenario, error.outcome, str(error))
+
+
+def _as_rank(job: Job) -> Record:
+    """Return the record of all ranks, from the process of one of them."""
+    from ..measuring.cuda_memory import require_room
+    from ..measuring.measurement import measure
+    from ..measuring.ranks import process_group
+
+    scenario = job.scenario
+    prepare(job)
+    # The files of other ranks would have the same names.
+    writes = job.folder is not None and job.nodes.is_host and os.environ["LOCAL_RANK"] == "0"
+    store = RunStore(Path(job.folder)) if writes and job.folder else None
+    files = (
+        files_for(store, scenario, snapshots=job.snapshots, traces=job.traces) if store else Files()
+    )
+    with ending_copies():
+        try:
+            with process_group(scenario):
+                if not job.force:
+                    require_room(scenario, job.simulated)
+                record = measure(scenario, job.simulated, files)
+        except BaseException as error:
+            _print_traceback()
+            raise RankFailedError(outcome_of(error), one_line(error)) from error
+    lost = tuple(f"{_below(path, store)}: {reason}" for path, reason in files.lost)
+    return replace(record, lost=lost)
 
 
 def _or_failure(scenario: Scenario, run: Callable[[], T]) -> T | Record:

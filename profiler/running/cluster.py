@@ -125,9 +125,10 @@ def _require_answer(on: str, host: str, port: int) -> None:
 class Cluster:
     """Gives each scenario to Ray as a task.
 
-    It requests one CPU to simulate, a CPU and a GPU to measure on CUDA, and to measure on the CPU
-    as many CPUs as the largest node has, so that nothing else runs there. A task whose worker or
-    node has died is tried again up to `retries` times. `options` are those of `Runner`.
+    It requests one CPU to simulate, a CPU and a GPU for each rank to measure on CUDA, and to
+    measure on the CPU as many CPUs as the largest node has, so that nothing else runs there. A task
+    whose worker or node has died is tried again up to `retries` times. `options` are those of
+    `Runner`.
     """
 
     starts_at_once = False
@@ -183,7 +184,7 @@ class Cluster:
         if scenario.device == "cpu":
             nodes = (node["Resources"] for node in self._ray.nodes() if node["Alive"])
             return {"num_cpus": max((node.get("CPU", 1) for node in nodes), default=1)}
-        return {"num_cpus": 1, "num_gpus": 1 if scenario.device == "cuda" else 0}
+        return {"num_cpus": 1, "num_gpus": scenario.ranks if scenario.device == "cuda" else 0}
 
     def _end_of(self, error: Exception) -> tuple[Outcome, str]:
         """Return the outcome of a task without a result, and a line that names what happened."""

@@ -8,6 +8,9 @@ from ..safety import disk
 # Bytes to keep from the beginning and from the end of the output.
 HEAD = TAIL = 1 << 20
 _LAST_WORDS = 64 << 10
+# The last lines of a log, and their letters, in an error.
+_LAST_LINES = 3
+_MOST_LETTERS = 600
 
 
 class Log:
@@ -93,3 +96,14 @@ class Log:
             os.close(self._descriptor)
             self._descriptor = None
             disk.remove(self.path)
+
+
+def last_lines(text: str) -> str:
+    """Return the last lines of a log as one line, without control characters."""
+    lines = [
+        "".join(filter(str.isprintable, line)).strip()
+        for line in text.splitlines()
+        if any(map(str.isalnum, line))
+    ]
+    words = " | ".join(lines[-_LAST_LINES:])
+    return words if len(words) <= _MOST_LETTERS else f"...{words[-_MOST_LETTERS:]}"

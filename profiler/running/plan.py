@@ -15,6 +15,7 @@ from msgspec import Meta
 from optprof import optimizers
 from optprof.optimizers import parse_list
 from optprof.scenarios import Scenario, factories, hardware, models, schema
+from optprof.scenarios.parallel import read_parallel
 from optprof.scenarios.settings import own_settings
 from optprof.scenarios.spec import usual
 from optprof.scenarios.suites import MOST_SCENARIOS, Suite
@@ -26,6 +27,7 @@ from ..measuring.trainer import has_sparse_layers
 from ..simulating.training import without_optimizer
 from ..training.accumulating import require_possible
 from ..training.optimizer import require_implementation
+from ..training.tensor_parallel import planned_architecture
 
 Question = Mapping[str, Any]
 
@@ -33,8 +35,8 @@ SIMULATED_STEPS = 2
 MEASURED_STEPS = 100
 # A simulated batch still has real tokens: 1 GB of them.
 MOST_TOKENS = 1 << 27
-# torch's optimizers whose loop takes sparse gradients and whose fused step refuses them.
-_LOOP_IF_SPARSE = ("adagrad", "sgd")
+# torch's optimizers whose fused step refuses sparse gradients and parameters split over ranks.
+_UNFUSED = ("adagrad", "sgd")
 # Four months.
 MOST_TIMEOUT = 1e7
 # An hour and a quarter of GPT-2, if no two scenarios share a trace of the model.
@@ -50,7 +52,7 @@ def plan(questions: Iterable[Question], *, has_cuda: bool | None = None) -> list
     """
     scenarios: dict[Scenario, Scenario] = {}
     for question in questions:
-        for device in _devices(question.get("device"), has_cuda):
+        for device in _devices(question, has_cuda):
             scenario = _scenario(question, device)
             scenarios.setdefault(scenario, scenario)
     for scenario in scenarios.values():
@@ -105,7 +107,7 @@ def comparison(
             f"a comparison has at most {MOST_SCENARIOS} models times optimizers, got {count}"
         )
     questions: list[Question] = []
-    for device in _devices(options.get("device")):
+    for device in _devices(options):
         for name, spec in product(names, specs):
             questions.append({**options, "device": device, "model": name, "optimizer": spec})
         if device == "sim":
@@ -137,8 +139,8 @@ def _curve(
 
 
 def _sizes_beside(names: Sequence[str], options: Mapping[str, Any]) -> Sequence[str]:
-    """Return the models of the plot over sizes."""
-    if options.get("config"):
+    """Return the models of the plot over sizes; those that ranks share are shown alone."""
+    if options.get("config") or options.get("parallel"):
         return names
     if options.get("workload") == "state":
         # Every record of such a run is a result of its own, not a point of a plot.
@@ -174,13 +176,25 @@ def _refuse_code(question: Question, allowed: Collection[str]) -> None:
             )
 
 
-def _devices(device: str | None, has_cuda: bool | None = None) -> tuple[str, ...]:
-    """Return the devices of a question: "auto" simulates CUDA and measures this machine."""
-    device = usual("device", device)
+def _devices(question: Question, has_cuda: bool | None = None) -> tuple[str, ...]:
+    """Return the devices of a question: "auto" simulates CUDA and measures this machine.
+
+    Ranks are measured without being asked only if each has a GPU here. Raises ValueError for a
+    measurement of one rank of many.
+    """
+    device, rank = usual("device", question.get("device")), question.get("rank") or 0
     if device == "cuda" and has_cuda is None:
         require_cuda()
+    if device in ("cpu", "cuda") and rank:
+        raise ValueError(
+            f"--device {device} measures all ranks, and --rank {rank} asks for one; leave --rank"
+            " out, or simulate that rank with --device sim"
+        )
     if device not in (None, "auto"):
         return (device,)
+    if question.get("parallel") is not None:
+        has_room = torch.cuda.device_count() >= (question.get("ranks") or 1)
+        return ("sim", "cuda") if has_room and not rank else ("sim",)
     is_on_cuda = torch.cuda.is_available() if has_cuda is None else has_cuda
     return ("sim", "cuda" if is_on_cuda else "cpu")
 
@@ -208,8 +222,11 @@ def _scenario(question: Question, device: Any) -> Scenario:
     steps = SIMULATED_STEPS if device == "sim" else MEASURED_STEPS
     scenario = Scenario(**{"steps": steps, **values, **sizes, **settled})
     is_open = "implementation" not in values and not written.get("fused")
-    if is_open and device == "cpu" and name in _LOOP_IF_SPARSE and _is_sparse(scenario):
-        return replace(scenario, implementation="loop")
+    if is_open and device == "cpu" and name in _UNFUSED:
+        if scenario.parallel is not None and read_parallel(scenario.parallel).splits_parameters:
+            return replace(scenario, implementation="foreach")
+        if _is_sparse(scenario):
+            return replace(scenario, implementation="loop")
     return scenario
 
 
@@ -277,6 +294,8 @@ def _require_batch(scenario: Scenario) -> None:
 
 def _require_supported(scenario: Scenario) -> None:
     """Raise ValueError for options that the model or the GPU does not support."""
+    if scenario.parallel is not None and read_parallel(scenario.parallel).tensor > 1:
+        planned_architecture(scenario)
     if models.describe(scenario.model) is None:
         factories.arguments_of(scenario)
     gpu = None if scenario.gpu is None else hardware.describe(scenario.gpu)

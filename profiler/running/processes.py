@@ -66,6 +66,16 @@ def end_marked(mark: str) -> None:
         time.sleep(_PAUSE)
 
 
+def how_it_ended(status: int) -> str:
+    """Return the end of a process in words: its exit status, or minus the signal that ended it."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was ended by signal {-status}"
+
+
 def thread_count() -> int:
     """Return the number of this process's threads."""
     return sum(1 for _ in Path("/proc/self/task").iterdir())

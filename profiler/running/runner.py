@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from optprof.optimizers.catalogue import CATALOGUE
@@ -23,13 +24,11 @@ from ..records.record import Outcome, Record
 from ..records.store import RunStore
 from ..safety import disk
 from .child import Job, without_result
-from .log import Log
+from .launching import ONE_NODE, Nodes
+from .log import Log, last_lines
 from .traced_models import model_key
 from .worker import ChildEndedError, Worker
 
-# The last lines of a log, and their letters, in an error.
-_LAST_LINES = 3
-_MOST_LETTERS = 600
 # Free space on disk for the next record; one with many samples takes half of it.
 _FREE_BYTES = 64 << 10
 _POLL_SECONDS = 0.05
@@ -48,6 +47,7 @@ class Runner:
     traces: bool = False
     timeout: float | None = None
     force: bool = False
+    nodes: Nodes = ONE_NODE
 
     def find(self, scenario: Scenario) -> Record:
         """Return the scenario's record, not yet stored; `lost` has the files not written."""
@@ -59,6 +59,7 @@ class Runner:
             snapshots=self.snapshots,
             traces=self.traces,
             force=self.force,
+            nodes=self.nodes,
         )
         with Log(self.store) as log:
             record = (
@@ -103,7 +104,9 @@ class Runner:
             replace(job, scenario=to_simulate(job.scenario), folder=None), log, self.timeout
         )
         left = None if self.timeout is None else max(0.0, self.timeout - (time.monotonic() - start))
-        return self._record(replace(job, simulated=simulated), log, left)
+        # Ranks that are killed remove nothing.
+        with TemporaryDirectory(prefix="optprof-") as scratch:
+            return self._record(replace(job, simulated=simulated, scratch=scratch), log, left)
 
     def _record(self, job: Job, log: Log, timeout: float | None) -> Record:
         """Return the record that answers the job, or one that says how its process ended."""
@@ -128,7 +131,7 @@ class Runner:
                 else str(error)
             )
             return without_result(
-                job.scenario, outcome, "; ".join(filter(None, (words, _last_lines(log.last_words))))
+                job.scenario, outcome, "; ".join(filter(None, (words, last_lines(log.last_words))))
             )
 
 
@@ -144,6 +147,7 @@ def run(
     traces: bool = False,
     timeout: float | None = None,
     force: bool = False,
+    nodes: Nodes = ONE_NODE,
 ) -> list[Record]:
     """Run all scenarios and append their records to `store`, each as it ends; return them in order.
 
@@ -151,7 +155,8 @@ def run(
     with the place of each scenario before it runs, `finished` once its record is on the disk.
     `snapshots` writes a pickle for memory_viz for each training step that is simulated or runs on
     CUDA, `traces` a trace of torch.profiler for each measured one. `timeout` is in seconds per
-    scenario; `force` measures scenarios that would not fit. A given `worker` is not ended.
+    scenario; `force` measures scenarios that would not fit. Measured ranks run on `nodes`. A given
+    `worker` is not ended.
 
     Raises OSError if the run's folder cannot be written: before a scenario without space for its
     record, or after a record with lost files. What runs then is recorded first.
@@ -164,6 +169,7 @@ def run(
             traces=traces,
             timeout=timeout,
             force=force,
+            nodes=nodes,
         )
         with ThisMachine(runner, jobs) as machine:
             return Recording(scenarios, store, machine, started, finished).run()
@@ -407,14 +413,3 @@ def append(store: RunStore, record: Record) -> Record:
 def reason_of(error: OSError | ValueError) -> str:
     """Return the reason of an error, without the file's name."""
     return getattr(error, "strerror", None) or str(error)
-
-
-def _last_lines(text: str) -> str:
-    """Return the last lines of a log as one line, without control characters."""
-    lines = [
-        "".join(filter(str.isprintable, line)).strip()
-        for line in text.splitlines()
-        if any(map(str.isalnum, line))
-    ]
-    words = " | ".join(lines[-_LAST_LINES:])
-    return words if len(words) <= _MOST_LETTERS else f"...{words[-_MOST_LETTERS:]}"

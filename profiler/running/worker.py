@@ -22,7 +22,7 @@ from ..allocator.settings import VARIABLES
 from .child import Job
 from .forks import MOST_ANSWER_BYTES, pass_on
 from .log import Log
-from .processes import MARK, ON_LINUX, end_marked
+from .processes import MARK, ON_LINUX, end_marked, how_it_ended
 from .zygote import ALONE
 
 _POLL_SECONDS = 0.5
@@ -41,11 +41,7 @@ class ChildEndedError(Exception):
     """A process ended without an answer; `status` is its exit status, or minus a signal."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(
-            f"the process was ended by {_signal_name(-status)}"
-            if status < 0
-            else f"the process ended with status {status}"
-        )
+        super().__init__(f"the process {how_it_ended(status)}")
         self.status = status
 
 
@@ -331,10 +327,3 @@ def _above_streams(descriptor: int) -> int:
         return fcntl(descriptor, F_DUPFD_CLOEXEC, 3)
     finally:
         os.close(descriptor)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

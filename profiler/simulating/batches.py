@@ -49,10 +49,12 @@ class Stream:
 
     @cached_property
     def digest(self) -> bytes:
-        """Digest of what an allocator is given: the events and the requested bytes."""
+        """Digest of what an allocator is given: the events, the requested bytes, the streams."""
         before = sum(len(segment.events) for segment in self.segments[: self.last_step])
+        streams = [each for pair in sorted(self.allocations.streams.items()) for each in pair]
+        sizes = [before, len(self.allocations.nbytes), len(streams)]
         digest = blake2b()
-        for array in (np.array([before, len(self.allocations.nbytes)]), *self._arrays):
+        for array in (np.array(sizes), np.array(streams, np.int64), *self._arrays):
             digest.update(array.tobytes())
         return digest.digest()
 
@@ -111,6 +113,9 @@ class StreamCache:
                 scenario.implementation,
                 scenario.workload,
                 scenario.set_to_none,
+                scenario.ranks,
+                scenario.rank,
+                scenario.parallel,
             )
         )
         traces = self._optimizers.setdefault(key, [])
@@ -200,8 +205,10 @@ def _predicted(few: ModelTrace, more: ModelTrace, batch: int) -> ModelTrace:
     return replace(few, allocations=replace(few.allocations, nbytes=sizes, requests=requests))
 
 
-def _events(model: ModelTrace) -> list[Segment]:
-    return [model.build, *(segment for step in model.steps for segment in step)]
+def _events(model: ModelTrace) -> list[tuple[str, list[int]]]:
+    """Return the events of each segment; the sizes of exchanges may depend on the batch."""
+    segments = [model.build, *(segment for step in model.steps for segment in step)]
+    return [(segment.phase, segment.events) for segment in segments]
 
 
 def _layouts(model: ModelTrace) -> list[Layout | None]:

@@ -14,6 +14,11 @@ places. They exist in torch 2.11 to 2.13; if another torch has moved one, the er
   copies nothing, so the property copies first.
 - FSDP2 makes the buffers of collectives in `allocate`, and gathered parameters in
   `init_all_gather_outputs`. The recorder gives them a category.
+- DTensor finds the shapes of new operations in `_propagate_tensor_meta_non_cached`, on fake tensors
+  that take no memory. The recorder does not see these.
+- DTensor caches layouts by mesh, and takes the meshes of an earlier group for equal ones, whose
+  rank or names are not of this group. `DeviceMesh.__init__` gives each the number of its group, as
+  torch gives the thread's where every thread is a rank.
 - DDP reads a reduced bucket from the result of the collective, which the fake group lacks. A
   communication hook does what DDP does by default, and returns the bucket.
 """
@@ -29,15 +34,19 @@ from warnings import catch_warnings, filterwarnings
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import _disable_current_modes
 
 from optprof.scenarios import Scenario
 
+from ..tracing.kernel_memory import KERNEL_MEMORY
+from ..tracing.sharding_memory import kernels
 from ..tracing.stream import Category
 from ..tracing.trace import Recorder
 
 _FSDP = "torch.distributed.fsdp._fully_shard"
-# Ranks, rank and way of the fake group that this process is in.
+# Ranks, rank and way of the fake groups of this process; it is in the last one.
 _joined: list[tuple[int, int, str]] = []
 
 
@@ -56,30 +65,34 @@ def become(scenario: Scenario) -> bool:
                 "a simulation of ranks needs a process of its own, and this one is part of a"
                 f" process group ({dist.get_backend()}); use optprof.profile or the command line"
             )
-        if _joined == [own]:
+        if _joined[-1:] == [own]:
             return False
         dist.destroy_process_group()
     # The first import registers the backend; the second compiles code, which no trace allows.
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    import_module("torch.distributed.optim")
+    with catch_warnings():
+        # It uses torch.jit.script, which torch itself calls deprecated.
+        filterwarnings("ignore", category=DeprecationWarning)
+        import_module("torch.distributed.optim")
     # torch's hook would begin each line of a traceback with the rank.
     with mock.patch("sys.excepthook"):
         dist.init_process_group(
             "fake", store=FakeStore(), rank=scenario.rank, world_size=scenario.ranks
         )
-    _joined[:] = [own]
+    _joined.append(own)
     return True
 
 
-def reduce_buckets(model: torch.nn.Module, recorder: Recorder) -> None:
+def reduce_buckets(model: torch.nn.Module, recorder: Recorder | None = None) -> None:
     """Let DDP reduce its buckets as it does by default, and name them; other models stay."""
     if not isinstance(model, DistributedDataParallel):
         return
 
     def reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         buffer = bucket.buffer()
-        recorder.name(recorder.number(buffer), "communication")
+        if recorder is not None:
+            recorder.name(recorder.number(buffer), "communication")
         dist.all_reduce(buffer.div_(dist.get_world_size()))
         future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         future.set_result(buffer)
@@ -109,11 +122,15 @@ def following(recorder: Recorder, scenario: Scenario) -> Iterator[None]:
         )
     )
     one = param.FSDPParam
+    shapes = import_module("torch.distributed.tensor._sharding_prop").ShardingPropagator
+    find = "_propagate_tensor_meta_non_cached"
     replaced: list[tuple[Any, str, Any]] = [
         *(
             (module, "_get_device_handle", lambda _: device)
             for module in (collectives, group, state)
         ),
+        (shapes, find, _unseen(getattr(shapes, find))),
+        (DeviceMesh, "__init__", _numbered(DeviceMesh.__init__)),
         (shard, "_get_device_from_mesh", lambda _: torch.device("meta")),
         (group.FSDPParamGroup, "_validate_no_meta_params", lambda _: None),
         (group.FSDPParamGroup, "_validate_cpu_offload_params", lambda _: None),
@@ -137,12 +154,28 @@ def following(recorder: Recorder, scenario: Scenario) -> Iterator[None]:
             _named(collectives.DefaultAllocMixin.allocate, recorder, "communication"),
         ),
     ]
-    with ExitStack() as stack, catch_warnings():
+    with ExitStack() as stack, catch_warnings(), mock.patch.dict(KERNEL_MEMORY, kernels()):
         # The models' losses are views, which nothing changes in place.
         filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         for owner, name, replacement in replaced:
             stack.enter_context(mock.patch.object(owner, name, replacement))
         yield
+
+
+def _unseen(find: Callable[..., Any]) -> Any:
+    def found(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return find(*args, **kwargs)
+
+    return found
+
+
+def _numbered(make: Callable[..., None]) -> Any:
+    def made(mesh: Any, *args: Any, **kwargs: Any) -> None:
+        make(mesh, *args, **kwargs)
+        mesh._thread_id = len(_joined)
+
+    return made
 
 
 def _resizing(resize: Callable[[torch.Tensor], None], recorder: Recorder) -> Any:

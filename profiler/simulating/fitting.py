@@ -18,7 +18,7 @@ from optprof.scenarios import Scenario, factories, hardware
 from optprof.scenarios.hardware import CONTEXT_BYTES, Gpu
 from optprof.scenarios.spec import MOST_MICRO_BATCHES
 
-from ..allocator.blocks import Block
+from ..allocator.blocks import Block, Lane
 from ..allocator.caching import CachingAllocator
 from ..allocator.out_of_memory import OutOfMemoryError
 from ..allocator.settings import AllocatorSettings
@@ -44,7 +44,7 @@ class Fitting:
         self._stream = lru_cache(maxsize=8)(self._streams.of)
         # By the stream's digest: the peak on an unlimited device, and the bytes left on a GPU.
         self._reserved: dict[_Key, int] = {}
-        self._left_on: dict[tuple[str, _Key], int | None] = {}
+        self._left_on: dict[tuple[str, int, _Key], int | None] = {}
 
     def fit_all(
         self, scenarios: Sequence[Scenario], started: Callable[[int, Scenario], None]
@@ -82,55 +82,77 @@ class Fitting:
         `others` are the same scenario with other optimizers, any of which may be a change that
         makes it fit. ValueError for an unknown GPU and for a scenario that cannot be simulated.
         """
-        assert scenario.gpu is not None
-        gpu = hardware.describe(scenario.gpu)
-        answer = Fit(
-            scenario=scenario,
-            usable=gpu.usable_bytes,
-            deciding_options=deciding_options(scenario.optimizer),
-        )
-        dtypes = self._streams.dtypes(scenario) if scenario.dtype is None else frozenset[str]()
-        reason = hardware.unsupported(gpu, scenario, dtypes)
-        if reason is not None:
-            return replace(answer, reason=reason)
-        left = self._left(scenario, gpu)
+        answer, gpu = self.fit_as_is(scenario), hardware.describe(scenario.gpu or "")
+        if answer.reason is not None:
+            return answer
         batch = self._largest_batch(scenario, gpu)
-        changes = () if left is not None else self._changes(scenario, others, batch, gpu, dtypes)
+        changes: Iterator[Change] = iter(())
+        if answer.left is None:
+            changes = self._changes(scenario, others, batch, gpu, self._dtypes(scenario))
         return replace(
             answer,
-            needed=self._reserved_by(scenario),
-            left=left,
-            may_fit=left is None and self._left(scenario, gpu, optional=False) is not None,
             largest_batch=batch,
             failing_batch=None if batch is None or batch >= LARGEST_BATCH else batch + 1,
             changes=tuple(changes),
         )
 
-    def _left(self, scenario: Scenario, gpu: Gpu, *, optional: bool = True) -> int | None:
+    def fit_as_is(self, scenario: Scenario) -> Fit:
+        """Answer for the scenario on the GPU that it names, without other batches and changes."""
+        gpu = hardware.describe(scenario.gpu or "")
+        answer = Fit(
+            scenario=scenario,
+            usable=gpu.usable_bytes,
+            deciding_options=deciding_options(scenario.optimizer),
+            reason=hardware.unsupported(gpu, scenario, self._dtypes(scenario)),
+        )
+        if answer.reason is not None:
+            return answer
+        left = self._left(scenario, gpu)
+        fits_with_nccl = None
+        if answer.nccl is not None and left is not None:
+            fits_with_nccl = self._left(scenario, gpu, taken=answer.nccl[1]) is not None
+        return replace(
+            answer,
+            needed=self._reserved_by(scenario),
+            left=left,
+            fits_with_nccl=fits_with_nccl,
+            may_fit=left is None and self._left(scenario, gpu, optional=False) is not None,
+        )
+
+    def _dtypes(self, scenario: Scenario) -> frozenset[str]:
+        """Return the dtypes that a factory gave its parameters; empty if the scenario names one."""
+        return self._streams.dtypes(scenario) if scenario.dtype is None else frozenset()
+
+    def _left(
+        self, scenario: Scenario, gpu: Gpu, *, optional: bool = True, taken: int = 0
+    ) -> int | None:
         """Return the bytes not reserved at the step's peak; None if it runs out of memory.
 
-        `optional` counts optional workspaces of kernels at their largest.
+        `optional` counts optional workspaces of kernels at their largest. `taken` bytes of the GPU
+        belong to others.
         """
-        stream = self._stream(scenario, optional=optional)
-        if stream.requested_peak > gpu.usable_bytes:
+        stream, usable = self._stream(scenario, optional=optional), gpu.usable_bytes - taken
+        if stream.requested_peak > usable:
             return None
         settings = AllocatorSettings.parse(scenario.alloc_conf)
         key = stream.digest, settings
         # A device that is never full acts as an unlimited one, except that a limit on the process
         # releases segments early, and that the range of an expandable segment depends on the size.
         is_shared = settings.memory_fraction == 1 and not settings.expandable_segments
-        if is_shared and self._reserved.get(key, sys.maxsize) <= gpu.usable_bytes:
-            return gpu.usable_bytes - self._reserved[key]
-        if (gpu.name, key) not in self._left_on:
-            allocator = CachingAllocator(settings, total=gpu.memory_bytes, occupied=CONTEXT_BYTES)
-            self._left_on[gpu.name, key] = None
+        if is_shared and self._reserved.get(key, sys.maxsize) <= usable:
+            return usable - self._reserved[key]
+        place = gpu.name, taken, key
+        if place not in self._left_on:
+            occupied = CONTEXT_BYTES + taken
+            allocator = CachingAllocator(settings, total=gpu.memory_bytes, occupied=occupied)
+            self._left_on[place] = None
             with suppress(OutOfMemoryError):
                 _run(stream, allocator)
                 reserved = allocator.peak_reserved_bytes
-                self._left_on[gpu.name, key] = gpu.usable_bytes - reserved
+                self._left_on[place] = usable - reserved
                 if is_shared and not allocator.releases:
                     self._reserved[key] = reserved
-        return self._left_on[gpu.name, key]
+        return self._left_on[place]
 
     def _reserved_by(self, scenario: Scenario) -> int:
         """Return the peak of reserved bytes on an unlimited device."""
@@ -281,12 +303,15 @@ def _run(stream: Stream, allocator: CachingAllocator) -> None:
     """
     blocks: dict[int, Block] = {}
     nbytes, malloc, free = stream.allocations.nbytes, allocator.malloc, allocator.free
+    lanes = {number: Lane(place) for number, place in stream.allocations.streams.items()}
 
     def run(segments: list[Segment]) -> None:
         for segment in segments:
             for event in segment.events:
                 if event < 0:
                     free(blocks.pop(~event))
+                elif event in lanes:
+                    blocks[event] = malloc(nbytes[event], lanes[event])
                 else:
                     blocks[event] = malloc(nbytes[event])
 

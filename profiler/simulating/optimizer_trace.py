@@ -175,18 +175,16 @@ def _trace_optimizer(
     model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples
 ) -> OptimizerTrace:
     """Trace the optimizer with values from `samples` and the same random numbers each time."""
-    with torch.random.fork_rng(devices=[]):
-        return _trace_steps(model, make, scenario, samples)
+    recorder = Recorder(
+        first=len(model.allocations.nbytes), samples=samples, workspaces=model.workspaces
+    )
+    with torch.random.fork_rng(devices=[]), following(recorder, scenario):
+        return _trace_steps(recorder, model, make, scenario, samples)
 
 
 def _trace_steps(
-    model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples
+    recorder: Recorder, model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples
 ) -> OptimizerTrace:
-    recorder = Recorder(
-        first=len(model.allocations.nbytes),
-        samples=samples,
-        workspaces=model.workspaces,
-    )
     storages: dict[int, torch.UntypedStorage] = {}
     parameters = [
         torch.nn.Parameter(adopted(recorder, layout, storages), requires_grad=trained)
@@ -194,7 +192,7 @@ def _trace_steps(
     ]
     for parameter, constant in zip(parameters, model.constants, strict=True):
         samples.fix(own_part(parameter), constant)
-    with following(recorder, scenario), recorder.phase("build"):
+    with recorder.phase("build"):
         optimizer = make(parameters)
     takes_closure = scenario.accumulate is None and needs_closure(optimizer)
     if takes_closure and scenario.workload == "train":

@@ -85,6 +85,8 @@ class DeviceHistory:
         self._runs: dict[int, int] = {}
         # Addresses of memory for the pool of small requests, which always gets this size.
         self._small: set[int] = set()
+        # The streams of runs, by their addresses, that are not the default one.
+        self._streams: dict[int, int] = {}
         # The blocks in use by address, and the entries of their allocations by number.
         self._blocks: dict[int, dict[str, Any]] = {}
         self._alive: dict[int, dict[str, Any]] = {}
@@ -132,18 +134,21 @@ class DeviceHistory:
         self, number: int, block: Block, category: str, frames: list[_Frame], phase: str
     ) -> None:
         """Note the allocation of a block."""
-        address = block.segment + block.offset
+        address, stream = block.segment + block.offset, block.pool.lane.stream
         common = {
             "frames": frames,
             "category": category,
             "user_metadata": _metadata(phase, block.size),
         }
-        entry = {"action": "alloc", "addr": address, "size": block.requested, "stream": 0, **common}
+        request = {"addr": address, "size": block.requested, "stream": stream}
+        entry = {"action": "alloc", **request, **common}
         # As in torch, segments that were taken or released for the request have its stack.
         for earlier in reversed(self.entries):
             if not earlier["action"].startswith("segment_") or earlier["frames"]:
                 break
             earlier["frames"] = frames
+            if stream and earlier["action"] in ("segment_alloc", "segment_map"):
+                earlier["stream"] = self._streams[earlier["addr"]] = stream
         self.entries.append(entry)
         self._alive[number] = entry
         sizes = {"size": block.size, "requested_size": block.requested}
@@ -165,7 +170,8 @@ class DeviceHistory:
         for address, nbytes in sorted(self._runs.items()):
             inside = blocks[bisect_left(starts, address) : bisect_left(starts, address + nbytes)]
             pool = "small" if address in self._small else "large"
-            segments.append(_segment(address, nbytes, inside, pool, expandable=self._expandable))
+            segment = _segment(address, nbytes, inside, pool, expandable=self._expandable)
+            segments.append({**segment, "stream": self._streams.get(address, 0)})
         return segments
 
     def _note(self, action: str, address: int, nbytes: int) -> None:
@@ -174,7 +180,7 @@ class DeviceHistory:
             "action": action,
             "addr": address,
             "size": nbytes,
-            "stream": 0,
+            "stream": self._streams.get(address, 0),
             "frames": [],
             "category": "unknown",
         }
@@ -229,7 +235,6 @@ def _segment(
         "allocated_size": allocated,
         "active_size": allocated,
         "requested_size": sum(block["requested_size"] for block in used),
-        "stream": 0,
         "segment_type": pool,
         "segment_pool_id": (0, 0),
         "is_expandable": expandable,

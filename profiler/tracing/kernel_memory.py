@@ -4,7 +4,7 @@ Sizes are from ATen's CUDA sources, each named where it is used; docs/simulator.
 left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from .attention_memory import ATTENTION
@@ -17,7 +17,7 @@ from .requests import USUAL_DEVICE, KernelMemory, device_of
 from .sorting import SORTING
 from .stream import Allocations, Segment
 
-KERNEL_MEMORY: Mapping[int, KernelMemory] = {
+KERNEL_MEMORY: dict[int, KernelMemory] = {
     # By identity: hashing an operation takes longer than looking its id up.
     id(operation): memory
     for table in (ATTENTION, CONVOLUTIONS, INDEXING, PRODUCTS, NORMS, REDUCTIONS, SORTING)

@@ -289,7 +289,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(map(_unwraps_itself, types)):
             # The subclass runs the operation on its inner tensors, which come here again.
-            return NotImplemented
+            return self._run_one_by_one(func, args, kwargs)
         if self._host and (value := self._on_host(func, args, kwargs)) is not NotImplemented:
             return value
         if (
@@ -319,6 +319,25 @@ class Recorder(TorchDispatchMode):
                 self._take_workspace(func, self._events, self.workspaces)
             self._add_requests(memory, func, args, kwargs, result, self._events, first_output)
         return result
+
+    def _run_one_by_one(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a multi-tensor operation of DTensors for one tensor after another.
+
+        Its outputs are the same. For all at once, torch derives their placements in a time that
+        grows with the square of their number. Return NotImplemented for other operations, and for
+        those whose kernels request memory for all tensors together.
+        """
+        lists = [arg for arg in args if isinstance(arg, list | tuple)]
+        lengths = set(map(len, lists))
+        is_multi = func._schema.name.startswith("aten::_foreach_") and id(func) not in KERNEL_MEMORY
+        if not is_multi or len(lengths) != 1 or lengths == {1}:
+            return NotImplemented
+        results = []
+        with self:
+            for place in range(lengths.pop()):
+                one = [[arg[place]] if isinstance(arg, list | tuple) else arg for arg in args]
+                results.append(func(*one, **kwargs))
+        return [each for (each,) in results] if func._schema.returns else None
 
     def _on_host(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation that copies to the host, or whose meta tensors are all of the host.

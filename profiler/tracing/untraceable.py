@@ -95,7 +95,7 @@ def require_modules_followed(model: torch.nn.Module) -> None:
     for path, module in model.named_modules():
         name = path or "the model"
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
-            reason = "is in DistributedDataParallel, and a simulation has no ranks and no buckets"
+            reason = "is in DistributedDataParallel, which --parallel ddp puts around a model"
             raise UntraceableError(f"{name} {reason}; return the module that is inside, or {_SEE}")
         if isinstance(module, torch.jit.ScriptModule):
             reason = "is compiled by torch.jit, whose kernels a simulation does not have"
@@ -114,9 +114,7 @@ def require_followed(tensor: torch.Tensor, path: str) -> None:
             f"{name} is a nested tensor of strided layout; use layout=torch.jagged or --device cpu"
         )
     if is_sharded(tensor):
-        raise UntraceableError(
-            f"{name} is a DTensor, and a simulation has no ranks; leave the sharding out, or {_SEE}"
-        )
+        raise UntraceableError(f"{name} is a DTensor; leave the sharding to --parallel, or {_SEE}")
     if is_traceable_wrapper_subclass(tensor) and tensor.layout is not torch.jagged:
         raise UntraceableError(
             f"{name} is a {type(tensor).__name__}, which a simulation does not follow; {_SEE}"

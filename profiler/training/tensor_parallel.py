@@ -106,9 +106,21 @@ _PLANS: Mapping[str, Mapping[str, _Part]] = {
 }
 # The numbers of a configuration that the ranks share, by architecture.
 _SHARED = {
-    "gpt2": ("num_attention_heads",),
+    "gpt2": ("num_attention_heads", "n_inner"),
     "llama": ("num_attention_heads", "num_key_value_heads", "intermediate_size"),
 }
+
+
+def planned_architecture(scenario: Scenario) -> str:
+    """Return the architecture of the scenario's model; raise ValueError if it has no plan."""
+    entry = models.describe(scenario.model)
+    architecture = entry.architecture if entry else ""
+    if architecture in _PLANS and scenario.lora_rank is None:
+        return architecture
+    what = f"{scenario.model} with adapters" if architecture in _PLANS else scenario.model
+    raise ValueError(
+        f"tp has plans for {' and '.join(_PLANS)} models, got {what}; use fsdp2, ddp or zero1"
+    )
 
 
 def share_layers(model: Any, mesh: DeviceMesh, scenario: Scenario) -> None:
@@ -118,24 +130,19 @@ def share_layers(model: Any, mesh: DeviceMesh, scenario: Scenario) -> None:
     that each rank has all three of its own heads. Raises ValueError for a model without a plan, and
     for heads that the ranks cannot share.
     """
-    entry = models.describe(scenario.model)
-    plan = _PLANS.get(entry.architecture) if entry else None
-    if entry is None or plan is None or scenario.lora_rank is not None:
-        what = f"{scenario.model} with adapters" if plan else scenario.model
-        raise ValueError(
-            f"tp has plans for {' and '.join(_PLANS)} models, got {what}; use fsdp2, ddp or zero1"
-        )
+    architecture = planned_architecture(scenario)
     ranks = mesh.size()
-    for name in _SHARED[entry.architecture]:
-        if (count := getattr(model.config, name)) % ranks:
+    for name in _SHARED[architecture]:
+        # GPT-2 without n_inner takes 4 times its width, which its heads divide.
+        if (count := getattr(model.config, name)) and count % ranks:
             raise ValueError(
-                f"{scenario.model} has {count} {name.removeprefix('num_').replace('_', ' ')}, which"
-                f" {ranks} ranks cannot share; use a tp:N whose N divides {count}"
+                f"{scenario.model} has {name}={count}, which {ranks} ranks cannot share; use a"
+                f" tp:N whose N divides {count}"
             )
     is_tied = model.lm_head.weight is model.get_input_embeddings().weight
-    parallelize_module(model, mesh, dict(plan))
+    parallelize_module(model, mesh, dict(_PLANS[architecture]))
     if is_tied:
         model.lm_head.weight = model.get_input_embeddings().weight
-    if entry.architecture == "gpt2":
+    if architecture == "gpt2":
         for block in model.transformer.h:
             block.attn.split_size //= ranks

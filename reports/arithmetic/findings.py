@@ -19,6 +19,7 @@ from .entries import Entry, Setting, entries, failures, requested, setting_names
 from .labels import OptimizerKey, labels, optimizer_key
 from .pareto import Tradeoff, tradeoffs
 from .peaks import Peak, peaks
+from .ranks import RankRow, rank_rows, side_by_side
 from .ratios import Ratio
 from .savings import Saving, baseline_of, paces, savings
 from .times import Timing, timings
@@ -61,6 +62,7 @@ class Findings:
                 "the run holds no records, so there is nothing to report; run `optprof profile"
                 " MODEL` again"
             )
+        records = side_by_side(records)
         return cls(
             records=records,
             timelines=timelines or {},
@@ -92,6 +94,11 @@ class Findings:
     def peaks(self) -> list[Peak]:
         """The peaks of training steps, split by category."""
         return peaks(self.entries, self.records)
+
+    @cached_property
+    def ranks(self) -> list[RankRow]:
+        """The records of trainings that several ranks share."""
+        return rank_rows(self.entries, self.records)
 
     @cached_property
     def courses(self) -> list[Course]:

@@ -22,6 +22,8 @@ _SHORT_DTYPES: Mapping[str, DType] = {
     "float16": "fp16",
 }
 
+# The fields that `ranks_text` puts into words.
+_OF_RANKS = ("ranks", "rank", "parallel")
 OptimizerKey = tuple[str, str]
 _ENCODER = json.JSONEncoder(sort_keys=True, default=str)
 
@@ -74,9 +76,17 @@ def training_traits(scenario: Scenario) -> tuple[str, ...]:
         (not scenario.set_to_none, "gradients kept"),
         (scenario.gpu, f"on {scenario.gpu}"),
         (scenario.alloc_conf, scenario.alloc_conf),
+        (scenario.parallel, ranks_text(scenario)),
     )
-    added = (f"{name}={_plain(value)}" for name, value in scenario.added.items())
+    others = {name: value for name, value in scenario.added.items() if name not in _OF_RANKS}
+    added = (f"{name}={_plain(value)}" for name, value in others.items())
     return (*(text for applies, text in named if applies), *added)
+
+
+def ranks_text(scenario: Scenario) -> str:
+    """Return how ranks share the work: fsdp2 on 8 ranks; and the rank if it is not the first."""
+    count = f"{scenario.ranks:,} rank{'' if scenario.ranks == 1 else 's'}"
+    return f"{scenario.parallel} on {count}" + (f", rank {scenario.rank}" if scenario.rank else "")
 
 
 def dtype_name(scenario: Scenario, memory: Memory | None = None) -> str:

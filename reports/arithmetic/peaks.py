@@ -15,7 +15,8 @@ from optprof.profiler.records.timeline import PeakGroup
 
 from .entries import Entry, question
 
-# The order of a stack: the model's bytes, the optimizer's, then short-lived ones.
+# The order of a stack: the model's bytes, the optimizer's, then short-lived ones; last those that
+# only ranks have.
 CATEGORIES = (
     "parameter",
     "buffer",
@@ -25,6 +26,8 @@ CATEGORIES = (
     "temporary",
     "workspace",
     "input",
+    "gathered",
+    "communication",
 )
 # The name of a category's smallest groups, which a timeline has as one.
 SMALLER = "smaller groups"

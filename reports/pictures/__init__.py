@@ -5,13 +5,24 @@
 
 from ..arithmetic.accumulations import is_about_accumulation
 from ..arithmetic.findings import Findings
-from . import accumulation, icicle, pareto, peaks, savings, sizes, step_sizes, timelines, times
+from . import (
+    accumulation,
+    icicle,
+    pareto,
+    peaks,
+    savings,
+    sizes,
+    step_sizes,
+    timelines,
+    times,
+    ways,
+)
 from .picture import Picture
 
 __all__ = ["Picture", "pictures"]
 
 # In the order of a report.
-MODULES = (savings, sizes, peaks, icicle, timelines, times, step_sizes, pareto, accumulation)
+MODULES = (savings, sizes, peaks, icicle, timelines, ways, times, step_sizes, pareto, accumulation)
 # These compare optimizers; a run that compares ways to accumulate has the same state for all.
 OF_OPTIMIZERS = (savings, sizes)
 

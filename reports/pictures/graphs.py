@@ -89,10 +89,10 @@ def plot_graph(plot: Plot, marks: Mapping[str, Mark]) -> Graph:
             {"xaxis": _axis(plot.x), "yaxis": _axis(plot.y)},
             plot.height,
             columns=[(count, text(name)) for count, name in (plot.columns or {}).items()],
-            logarithmic=plot.x.log,
+            logarithmic=plot.x.log and plot.x.ticks is None,
         ),
         heading=Heading(text=plot.name) if plot.name else None,
-        logarithmic=plot.x.log,
+        logarithmic=plot.x.log and plot.x.ticks is None,
     )
 
 
@@ -105,9 +105,23 @@ def _data(
 
 def _axis(axis: Axis) -> dict[str, Any]:
     """Return plotly's settings of an axis; a logarithmic one has those of a linear one too."""
+    if axis.ticks is not None:
+        return _named(axis, axis.ticks)
     if not axis.log:
         return _scaled(axis, log=False)
     return _scaled(axis, log=True) | {"linear": _scaled(axis, log=False)}
+
+
+def _named(axis: Axis, ticks: Mapping[float, str]) -> dict[str, Any]:
+    """Return plotly's settings of an axis with names in place of numbers."""
+    return {
+        "title": {"text": text(axis.title)},
+        "range": [min(axis.values), max(axis.values)],
+        "tickvals": list(ticks),
+        "ticktext": list(map(text, ticks.values())),
+        # Zooming would only hide names.
+        "fixedrange": True,
+    }
 
 
 def _scaled(axis: Axis, *, log: bool) -> dict[str, Any]:
@@ -147,10 +161,10 @@ def _trace(line: Line, number: int, plot: Plot, mark: Mark, colour: str) -> dict
     dash = f"5px,{5 * line.lane}px" if line.lane else line.dash
     trace = {
         "label": plain(line.label),
-        "mode": "markers+text" if single else "lines+markers" if line.size else "lines",
+        "mode": _mode(line, single=single),
         "x": [point.x for point in points],
         "y": _values([point.y for point in points], plot.y),
-        "line": {"color": colour, "width": 1.8, "dash": dash},
+        "line": {"color": colour, "width": 1.8, "dash": "solid" if dash == "none" else dash},
         "marker": {
             "symbol": SYMBOLS[mark.shape],
             "size": max(line.size * 0.68**line.lane, 6),
@@ -170,6 +184,12 @@ def _trace(line: Line, number: int, plot: Plot, mark: Mark, colour: str) -> dict
         place = "bottom center" if number % 2 else "top center"
         trace |= {"text": [text(line.label)], "textposition": place}
     return trace
+
+
+def _mode(line: Line, *, single: bool) -> str:
+    if single or line.dash == "none":
+        return "markers+text" if single else "markers"
+    return "lines+markers" if line.size else "lines"
 
 
 def _under_pointer(line: Line) -> dict[str, list[str]]:
@@ -196,8 +216,8 @@ def _error_bars(line: Line, plot: Plot, colour: str) -> dict[str, Any]:
         "arrayminus": [middle - low for (low, _), middle in pairs],
         "color": colour,
         "thickness": 1.4,
-        # Small marks stand too close together for caps.
-        "width": 5 if line.size > 8 else 0,
+        # Small marks stand too close together for caps; a point without an interval has no cap.
+        "width": 5 if line.size > 8 and all(point.interval for point in line.points) else 0,
     }
 
 

@@ -17,7 +17,7 @@ from ..units import Sized, Words
 # Phases in few letters.
 SHORT = {"forward": "fwd", "backward": "bwd", "zero grad": "zero"}
 Kind = Literal["bytes", "seconds", "parameters", "tokens", "number"]
-Dash = Literal["solid", "dot", "dash", "dashdot"]
+Dash = Literal["solid", "dot", "dash", "dashdot", "none"]
 Symbol = Literal[
     "block", "empty", "quartiles", "stroke", "peak", "tick", "bracket", "sample", "sample full"
 ]
@@ -73,12 +73,17 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """An axis of a plot; `values` are all values along it."""
+    """An axis of a plot; `values` are all values along it.
+
+    An axis with `ticks`, names by their places, ends at the outermost values, and its title says
+    all. It is not logarithmic itself.
+    """
 
     title: str
     kind: Kind
     values: Sequence[float]
     log: bool = True
+    ticks: Mapping[float, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,8 @@ class Point:
 class Line:
     """The points of one label; `lane` counts the earlier lines that it coincides with.
 
-    `size` is that of the marks in pixels of the page; 0 draws none.
+    `size` is that of the marks in pixels of the page; 0 draws none. The points of a dash "none" are
+    not joined.
     """
 
     label: str

@@ -36,7 +36,7 @@ class Names(TypedDict):
 def describe(findings: Findings) -> list[Picture]:
     """Return a picture for each setting whose steps have timelines."""
     return [
-        _picture(findings, courses, names)
+        picture_of(findings, courses, names)
         for courses, names in by_setting(findings, findings.courses, "timeline", TITLE)
     ]
 
@@ -65,7 +65,8 @@ def few_note(shown: Sequence[Course], courses: Sequence[Course]) -> tuple[str, .
     return (f"The picture shows {len(shown)} of {len(courses)} optimizers; the table has all.",)
 
 
-def _picture(findings: Findings, courses: Sequence[Course], names: Names) -> Picture:
+def picture_of(findings: Findings, courses: Sequence[Course], names: Names) -> Picture:
+    """Return the picture of these courses, on one scale."""
     shown = courses[:MOST_ROWS]
     most = max(max(course.timeline.reserved) for course in shown)
     highest = max(courses, key=lambda course: course.timeline.peak_allocated)

@@ -44,6 +44,7 @@ def profile(
     """
     from .profiler.records.store import RunStore
     from .profiler.running.jobs import require_jobs, usual_jobs
+    from .profiler.running.launching import ONE_NODE, require_nodes
     from .profiler.running.plan import comparison, plan, require_timeout
     from .profiler.running.runner import run as run_all
     from .profiler.safety.disk import require_own_folder
@@ -57,6 +58,7 @@ def profile(
     scenarios = plan(comparison(models, optimizers, **options))
     if baseline is not None:
         require_baseline(baseline, [scenario.optimizer for scenario in scenarios])
+    require_nodes(scenarios, ONE_NODE)
     require_own_folder(run.where, "records.jsonl", force=force)
     store = RunStore.create(run.where)
     store.anonymous = anonymous

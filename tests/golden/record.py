@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +64,27 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gpt2_fp32_adamw_foreach_eager": {"model": "gpt2", "attention": "eager"},
     "gpt2_fp32_adamw_foreach_eight-sequences": {"model": "gpt2", "batch_size": 8},
     "llama2-7b_fp32_adamw_foreach": {"model": "llama2-7b", "config": {"num_hidden_layers": 4}},
+    # One rank of many, in a fake process group on one GPU.
+    "gpt2_fp32_adamw_foreach_fsdp2-rank-3-of-8": {
+        "model": "gpt2",
+        "ranks": 8,
+        "rank": 3,
+        "parallel": "fsdp2",
+    },
+    "gpt2_fp32_adamw_foreach_ddp-rank-3-of-8": {
+        "model": "gpt2",
+        "ranks": 8,
+        "rank": 3,
+        "parallel": "ddp",
+    },
+    "llama2-7b_bf16_sm3_foreach_fsdp2-rank-0-of-64": {
+        "model": "llama2-7b",
+        "config": {"num_hidden_layers": 4},
+        "dtype": "bf16",
+        "optimizer": "sm3",
+        "ranks": 64,
+        "parallel": "fsdp2",
+    },
     "gpt2-xl_fp32_sgd_foreach_out-of-memory": {
         "model": "gpt2-xl",
         "optimizer": "sgd",
@@ -187,10 +208,13 @@ def record(scenario: Scenario, device: str = "cuda") -> Recording:
                 actions=actions,
                 addresses=addresses,
                 sizes=sizes,
+                streams=streams,
                 statistics=end.statistics,
                 device_free=end.device_free,
             )
-            for end, (actions, addresses, sizes) in zip(recorder.ends, columns, strict=True)
+            for end, (actions, addresses, sizes, streams) in zip(
+                recorder.ends, columns, strict=True
+            )
         ),
     )
 
@@ -205,7 +229,7 @@ def _train(scenario: Scenario, device: str, recorder: PhaseRecorder) -> Mapping[
     from optprof.scenarios.workpiece import build
 
     with recorder.phase("build"):
-        workpiece = build(scenario, device)
+        workpiece = _as_rank(scenario, device) if scenario.parallel else build(scenario, device)
         batch = {
             name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in workpiece.batch.items()
@@ -219,6 +243,30 @@ def _train(scenario: Scenario, device: str, recorder: PhaseRecorder) -> Mapping[
         with recorder.phase("zero_grad"):
             optimizer.zero_grad(scenario.set_to_none)
     return state_bytes(optimizer).by_key
+
+
+def _as_rank(scenario: Scenario, device: str) -> Any:
+    """Return the model as one rank holds it, in a fake process group, and its batch.
+
+    A model that ranks share is split while it has no data, as in a simulation.
+    """
+    import torch
+
+    from optprof.profiler.simulating.fake_ranks import become, reduce_buckets
+    from optprof.profiler.training.parallel import spread
+    from optprof.scenarios.workpiece import build
+
+    become(scenario)
+    is_split = not str(scenario.parallel).startswith(("ddp", "zero1"))
+    workpiece = build(scenario, "meta" if is_split else device)
+    model = spread(workpiece.model, scenario, torch.device(device).type)
+    reduce_buckets(model)
+    if is_split:
+        model.to_empty(device=device)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+    return replace(workpiece, model=model)
 
 
 def _require_settings(scenario: Scenario, snapshot: Mapping[str, Any]) -> None:

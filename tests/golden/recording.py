@@ -2,7 +2,8 @@
 
 The history is that of torch.cuda.memory._snapshot: entries with an action, an address and a size,
 cut into phases by the length of the history at the end of each. A recording keeps these three
-columns unchanged; `Stream` turns them into events.
+columns unchanged, and the CUDA stream of each entry if there is more than one; `Stream` turns them
+into events.
 """
 
 import json
@@ -12,6 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+# Action, address, size and stream.
+Entry = tuple[str, int, int, int]
 
 FORMAT = 1
 SUFFIX = ".json.xz"
@@ -32,7 +36,8 @@ class Phase:
     """One phase: the columns of its history, and statistics and the driver's free bytes at its end.
 
     `actions` has a digit for each entry, its place in ACTIONS. The statistics are those of
-    torch.cuda.memory_stats.
+    torch.cuda.memory_stats. `streams` has numbers in the order of first use, 0 for the first; it is
+    empty if all are 0.
     """
 
     name: str
@@ -41,11 +46,14 @@ class Phase:
     sizes: tuple[int, ...]
     statistics: Mapping[str, int]
     device_free: int
+    streams: tuple[int, ...] = ()
 
-    def entries(self) -> Iterator[tuple[str, int, int]]:
-        """Yield action, address and size of each entry."""
-        for digit, address, size in zip(self.actions, self.addresses, self.sizes, strict=True):
-            yield ACTIONS[int(digit)], address, size
+    def entries(self) -> Iterator["Entry"]:
+        """Yield the entries in order."""
+        streams = self.streams or (0,) * len(self.actions)
+        columns = zip(self.actions, self.addresses, self.sizes, streams, strict=True)
+        for digit, address, size, stream in columns:
+            yield ACTIONS[int(digit)], address, size, stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,18 +115,20 @@ class Recording:
 
 
 def _phase(data: Mapping[str, Any]) -> Phase:
-    return Phase(**{**data, "addresses": tuple(data["addresses"]), "sizes": tuple(data["sizes"])})
+    columns = {name: tuple(data.get(name, ())) for name in ("addresses", "sizes", "streams")}
+    return Phase(**{**data, **columns})
 
 
-Columns = tuple[str, tuple[int, ...], tuple[int, ...]]
+# Actions, addresses, sizes and streams.
+Columns = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def cut(history: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> list[Columns]:
     """Return the columns of each phase; `ends` are the lengths of the history at their ends.
 
     Entries after the last end are left out, as are torch's marks of the snapshots that gave the
-    lengths. Raise ValueError if the history is shorter than it was, or has several streams or a
-    private pool, which a replay does not follow.
+    lengths. Raise ValueError if the history is shorter than it was, or has a private pool, which a
+    replay does not follow.
     """
     if ends and len(history) < ends[-1]:
         raise ValueError(
@@ -126,19 +136,20 @@ def cut(history: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> list[Colum
             " them"
         )
     entries = history[: ends[-1]] if ends else []
-    if len({entry["stream"] for entry in entries if entry["action"] != "snapshot"}) > 1 or any(
-        map(_is_private, entries)
-    ):
-        raise ValueError("history has a second stream or a private pool; record a run without")
-    return [_columns(history[start:end]) for start, end in pairwise([0, *ends])]
+    if any(map(_is_private, entries)):
+        raise ValueError("history has a private pool; record a run without")
+    used = dict.fromkeys(entry["stream"] for entry in entries if entry["action"] != "snapshot")
+    numbers = {stream: number for number, stream in enumerate(used)}
+    return [_columns(history[start:end], numbers) for start, end in pairwise([0, *ends])]
 
 
 def _is_private(entry: Mapping[str, Any]) -> bool:
     return entry["action"] != "snapshot" and tuple(entry.get("pool_id", (0, 0))) != (0, 0)
 
 
-def _columns(entries: Iterable[Mapping[str, Any]]) -> Columns:
+def _columns(entries: Iterable[Mapping[str, Any]], numbers: Mapping[int, int]) -> Columns:
     actions: list[str] = []
+    streams: list[int] = []
     addresses: list[int] = []
     sizes: list[int] = []
     for entry in entries:
@@ -153,17 +164,20 @@ def _columns(entries: Iterable[Mapping[str, Any]]) -> Columns:
         # An entry for running out of memory has the device's free bytes instead of an address.
         addresses.append(entry["device_free"] if action == "oom" else entry["addr"])
         sizes.append(entry["size"])
-    return "".join(actions), tuple(addresses), tuple(sizes)
+        streams.append(numbers[entry["stream"]])
+    columns = "".join(actions), tuple(addresses), tuple(sizes)
+    return *columns, tuple(streams) if any(streams) else ()
 
 
 class Event(NamedTuple):
-    """An event of an allocation: number, requested bytes, address, and reserved bytes so far."""
+    """An event of an allocation: number, bytes, address, reserved bytes so far, and stream."""
 
     kind: Literal["alloc", "free", "oom"]
     number: int
     nbytes: int
     address: int
     reserved: int
+    stream: int
 
 
 class Stream:
@@ -175,34 +189,38 @@ class Stream:
         self._freed: int | None = None
         self._reserved = 0
 
-    def read(self, entries: Iterable[tuple[str, int, int]]) -> Iterator[Event]:
+    def read(self, entries: Iterable[Entry]) -> Iterator[Event]:
         """Yield the events of one phase.
 
         Segments are taken before the block that needs them, so `reserved` equals torch's count
-        after each event. Raise ValueError if a block was freed late, as another stream's are.
+        after each event. Raise ValueError if a block was freed late, as one of `record_stream` is.
         """
-        for action, address, size in entries:
+        for action, address, size, stream in entries:
             if action in ("segment_alloc", "segment_map"):
                 self._reserved += size
             elif action in ("segment_free", "segment_unmap"):
                 self._reserved -= size
             elif action == "alloc":
                 self._numbers[address] = self._count
-                yield Event("alloc", self._count, size, address, self._reserved)
+                yield Event("alloc", self._count, size, address, self._reserved, stream)
                 self._count += 1
             elif action == "free_requested":
                 self._freed = address
             elif action == "free_completed":
                 if address != self._freed:
                     raise ValueError(
-                        f"the block at {address:#x} was freed late; record a run on one stream"
+                        f"the block at {address:#x} was freed late; record a run without"
+                        " record_stream"
                     )
-                yield Event("free", self._numbers.pop(address), size, address, self._reserved)
+                number = self._numbers.pop(address)
+                yield Event("free", number, size, address, self._reserved, stream)
             else:
-                yield Event("oom", -1, size, 0, self._reserved)
+                yield Event("oom", -1, size, 0, self._reserved, stream)
 
 
 def segment_addresses(phases: Iterable[Phase]) -> Iterator[int]:
     """Yield the addresses of new segments, in order of time."""
     for phase in phases:
-        yield from (address for action, address, _ in phase.entries() if action == "segment_alloc")
+        yield from (
+            address for action, address, _, _ in phase.entries() if action == "segment_alloc"
+        )

@@ -5,7 +5,7 @@ from typing import Any
 
 from recording import Event, Phase, Recording, Stream, segment_addresses
 
-from optprof.profiler.allocator.blocks import Block
+from optprof.profiler.allocator.blocks import Block, Lane
 from optprof.profiler.allocator.caching import CachingAllocator
 from optprof.profiler.allocator.out_of_memory import OutOfMemoryError
 from optprof.profiler.allocator.segments import LowestAddresses
@@ -75,7 +75,7 @@ class Replayed:
             self._allocator.free(self._live.pop(event.number))
             return
         try:
-            block = self._allocator.malloc(event.nbytes)
+            block = self._allocator.malloc(event.nbytes, Lane(event.stream))
         except OutOfMemoryError:
             if event.kind != "oom":
                 raise DeviatesError(f"{where}: out of memory, which was not recorded") from None

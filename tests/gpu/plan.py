@@ -33,9 +33,12 @@ CORE = (
     "gpt2_amp-fp16_adamw_foreach",
     "gpt2_fp32_adamw_foreach_checkpointing",
     "gpt2_fp32_adamw_foreach_expandable_segments-True",
+    "gpt2_fp32_adamw_foreach_fsdp2-rank-3-of-8",
     "resnet50_fp32_adamw_foreach",
     "vit-b16_fp32_adamw_foreach",
     "llama2-7b_bf16_adamw_foreach",
+    "llama2-7b_bf16_sm3_foreach_fsdp2-rank-0-of-64",
+    "gpt2_fp32_adamw_foreach_ddp-rank-3-of-8",
     "gpt2-xl_fp32_sgd_foreach_out-of-memory",
     "gpt2_fp32_adafactor_foreach",
     "llama2-7b_fp32_adamw_foreach",
@@ -244,6 +247,7 @@ def mechanisms() -> dict[str, set[str]]:
         tags += [f"amp {scenario.amp}"] if scenario.amp else []
         tags += ["checkpointing"] if scenario.checkpointing else []
         tags += [scenario.alloc_conf] if scenario.alloc_conf else []
+        tags += [scenario.parallel] if scenario.parallel else []
         tags += [name.rpartition("_")[2]] if name in OTHERS else []
         for tag in tags:
             by_mechanism.setdefault(tag, set()).add(name)

@@ -67,8 +67,8 @@ def predicted(recording: Recording, conf: str) -> int:
 def _device(recording: Recording) -> Device:
     events = Events()
     for phase in recording.phases:
-        for action, address, size in phase.entries():
-            events.append(Event(action, address, size, Lane(), 0, 0))
+        for action, address, size, stream in phase.entries():
+            events.append(Event(action, address, size, Lane(stream), 0, 0))
     return Device(index=0, events=events, segments=())
 
 

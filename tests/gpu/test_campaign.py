@@ -303,11 +303,12 @@ def test_later_stages_get_the_time_that_a_stage_leaves():
 def test_the_core_has_every_mechanism_and_the_rest_has_all_other_recordings():
     core = [job.name for job in plan.core_recordings()]
     rest = [job.name for job in plan.other_recordings()]
-    assert len(set(core)) == len(core) == 40
+    assert len(set(core)) == len(core) == 43
     assert sorted(core + rest) == sorted(listed())
     needed = {"gpt2", "gpt2-medium", "gpt2-xl", "llama2-7b", "vit-b16", "resnet50"}
     needed |= {"fp32", "bf16", "amp bf16", "amp fp16", "checkpointing", "loop", "foreach", "fused"}
     needed |= {"sgd-sai", "sm3", "lamb16", "adafactor", "expandable_segments:True", "out-of-memory"}
+    needed |= {"fsdp2", "ddp"}
     assert needed <= set(plan.mechanisms())
 
 

@@ -1,4 +1,7 @@
-"""Sharded parameters (FSDP2's DTensor) and torch.distributed.checkpoint in two CPU processes."""
+"""Sharded parameters (DTensor) and torch.distributed.checkpoint in two CPU processes or four.
+
+Two have FSDP2's shards, four those of FSDP2 with tensor parallelism.
+"""
 
 # pyright: reportPrivateImportUsage=false
 
@@ -166,6 +169,60 @@ def check_uneven_shards(factory: Any, options: dict[str, Any]) -> None:
         torch.testing.assert_close(whole(twin.detach()), param.detach(), rtol=1e-5, atol=1e-5)
 
 
+class Tokens(nn.Module):
+    """A model whose sizes do not divide by the ranks: of the head's 3 rows one rank has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(7, 8)
+        self.up, self.down = nn.Linear(8, 6), nn.Linear(6, 8)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.down(self.up(self.embedding(tokens)).relu())
+        return self.head(self.norm(hidden))
+
+
+def spread_over_a_mesh(model: nn.Module, *, splits_columns: bool) -> None:
+    """Split the model's matrices over 2 ranks, and what is left over 2 more, as FSDP2 does."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    plan: dict[str, Any] = {
+        "embedding": RowwiseParallel(input_layouts=Replicate()),
+        "head": ColwiseParallel(output_layouts=Replicate()),
+        "up": ColwiseParallel(),
+        "down": RowwiseParallel(),
+    }
+    if not splits_columns:
+        plan |= {"up": ColwiseParallel(output_layouts=Replicate())}
+        del plan["down"]
+    parallelize_module(model, mesh["tensor"], plan)
+    fully_shard(model, mesh=mesh["data"])
+
+
+def check_mesh(factory: Any, options: dict[str, Any]) -> None:
+    # LAMB16 rounds a shard of columns by other thresholds than in the whole matrix.
+    alone, model = Tokens(), Tokens()
+    spread_over_a_mesh(model, splits_columns=factory is not LAMB16)
+    optimizer, twin = factory(alone.parameters(), **options), factory(model.parameters(), **options)
+    for step in range(4):
+        tokens = torch.arange(14).view(2, 7) * (step + 1) % 7
+        for each, stepped in ((alone, optimizer), (model, twin)):
+            stepped.zero_grad()
+            each(tokens).square().mean().backward()
+            stepped.step()
+    assert_close(weights(model), weights(alone), 1e-5)
+
+
 def check_training(folder: str) -> None:
     for index, (factory, options) in enumerate(SETTINGS):
         if dist.get_rank() == 0:
@@ -210,9 +267,9 @@ def has_triton_kernels(factory: Any) -> bool:
     )
 
 
-def run_rank(rank: int, folder: str, name: str) -> None:
+def run_rank(rank: int, folder: str, name: str, ranks: int) -> None:
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
     )
     torch.set_num_threads(1)
     try:
@@ -220,6 +277,11 @@ def run_rank(rank: int, folder: str, name: str) -> None:
             check_training(folder)
         elif name == "torch":
             check_torch_s_own(folder)
+        elif name == "mesh":
+            for factory, options in SETTINGS:
+                if dist.get_rank() == 0:
+                    print(factory.__name__, options, flush=True)
+                check_mesh(factory, options)
         else:
             for foreach in (False, True):
                 check_uneven_shards(OURS[name], {"foreach": foreach})
@@ -233,9 +295,9 @@ def run_rank(rank: int, folder: str, name: str) -> None:
         dist.destroy_process_group()
 
 
-def run_ranks(folder: Path, what: str) -> None:
+def run_ranks(folder: Path, what: str, ranks: int = RANKS) -> None:
     run = subprocess.run(
-        [sys.executable, __file__, str(folder), what],
+        [sys.executable, __file__, str(folder), what, str(ranks)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -243,7 +305,7 @@ def run_ranks(folder: Path, what: str) -> None:
     )
     # Not by its status: gloo's threads now and then abort a process that has done its work and
     # leaves.
-    assert run.stdout.count("done") == RANKS, run.stdout + run.stderr
+    assert run.stdout.count("done") == ranks, run.stdout + run.stderr
 
 
 @NEEDS_GLOO
@@ -264,5 +326,14 @@ def test_shards_of_unlike_size_and_empty_ones_make_the_step_of_the_whole(
     run_ranks(tmp_path, name)
 
 
+@NEEDS_GLOO
+def test_fsdp2_with_tensor_parallelism_makes_the_step_of_the_whole(tmp_path: Path) -> None:
+    run_ranks(tmp_path, "mesh", ranks=4)
+
+
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(run_rank, (sys.argv[1], sys.argv[2]), RANKS)
+    _, path, what, ranks = sys.argv
+    # Forked, so that the four import torch once.
+    torch.multiprocessing.start_processes(
+        run_rank, (path, what, int(ranks)), int(ranks), start_method="fork"
+    )

@@ -1,12 +1,16 @@
 """Memory that CUDA's kernels take for themselves, compared with sizes from ATen's sources."""
 
+from importlib import import_module
+from unittest import mock
+
 import pytest
 import torch
 
 from optprof.profiler import simulate
-from optprof.profiler.tracing.kernel_memory import sized_for
+from optprof.profiler.tracing.kernel_memory import KERNEL_MEMORY, sized_for
 from optprof.profiler.tracing.matrix_products import WORKSPACE
 from optprof.profiler.tracing.requests import device_of
+from optprof.profiler.tracing.sharding_memory import kernels
 from optprof.profiler.tracing.trace import Recorder
 from optprof.scenarios import Scenario
 
@@ -100,6 +104,27 @@ def test_the_norms_of_a_list_take_a_number_for_each_chunk_of_its_longest_tensor(
         torch.ops.aten._foreach_norm.Scalar(gradients)
     partial_sums = 3 * 4 * 4  # three tensors, four chunks of 65,536 in the longest, 4 bytes
     assert stream(recorder) == [partial_sums, 4, 4, 4, -partial_sums, -4, -4, -4]
+
+
+def test_fsdp2_s_copies_take_a_table_with_a_number_for_each_block_of_threads():
+    import_module("torch.distributed.fsdp")
+    # On two ranks: 3,000 and 10 elements of each, which are 6 blocks of 2,048 bytes and 1.
+    gathered = torch.empty(2 * 3_010, device="meta")
+    parameters = [torch.empty(6_000, device="meta"), torch.empty(20, device="meta")]
+    gradients = [torch.empty(5_999, device="meta"), torch.empty(20, device="meta")]
+    flat = torch.empty(2 * 3_010, device="meta")
+    recorder = Recorder(workspaces=())
+    with mock.patch.dict(KERNEL_MEMORY, kernels()), recorder.phase("forward"):
+        torch.ops.fsdp.split_with_sizes_copy(
+            gathered.view(2, -1), [3_000, 10], dim=1, out=[p.view(2, -1) for p in parameters]
+        )
+        torch.ops.fsdp.chunk_cat(gradients, dim=0, num_chunks=2, out=flat.view(2, -1))
+    # Two addresses, a size and, cumulative, the blocks of each tensor, one more of the last.
+    split = 8 * (3 * 2 + 3 + 7)
+    # An address, three sizes and two cumulative ones of each tensor, one more of the last two.
+    join = 8 * (4 * 2 + 2 * 3 + 7)
+    sizes = [recorder.allocations.nbytes[number] for number in recorder.allocations.requests]
+    assert sizes == [split, join]
 
 
 def test_without_workspaces_a_recording_holds_only_outputs():

@@ -236,6 +236,14 @@ def of_width(width: int):
         ),
         ({"config": {"layers": 2}}, "no 'layers'.* in the configuration of gpt2"),
         ({"models": ["resnet18"], "checkpointing": True}, "resnet18 cannot be checkpointed"),
+        (
+            {"ranks": 2, "rank": 1, "parallel": "ddp", "device": "cpu"},
+            "--device cpu measures all ranks, and --rank 1 asks for one",
+        ),
+        (
+            {"models": ["resnet18"], "ranks": 2, "parallel": "tp:2"},
+            "tp has plans for gpt2 and llama models, got resnet18",
+        ),
         ({"workload": "infer"}, "workload must be one of train, state, got 'infer'"),
         ({"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
         ({"steps": 1}, "steps must be a whole number >= 2, got 1"),
@@ -254,6 +262,26 @@ def of_width(width: int):
 def test_a_mistake_is_named_before_anything_runs(changes: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         plan(comparison(**{"models": ["gpt2"], "optimizers": ["adamw"], **changes}))
+
+
+def test_ranks_are_measured_on_their_own_gpus_or_by_request(monkeypatch: pytest.MonkeyPatch):
+    question = {"model": "tiny", "ranks": 4, "parallel": "fsdp2"}
+    assert [each.device for each in plan([question])] == ["sim"]
+    assert [each.device for each in plan([{**question, "device": "cpu"}])] == ["cpu"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [each.device for each in plan([question])] == ["sim", "cuda"]
+    assert [each.device for each in plan([{**question, "rank": 3}])] == ["sim"]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "implementation"), [("fsdp2", "foreach"), ("tp:2", "foreach"), ("ddp", "fused")]
+)
+def test_a_fused_step_of_torch_that_refuses_split_parameters_is_foreach(
+    parallel: str, implementation: str
+):
+    question = {"model": "tiny", "optimizer": "sgd", "ranks": 2, "device": "cpu"}
+    (scenario,) = plan([{**question, "parallel": parallel}])
+    assert scenario.implementation == implementation
 
 
 def test_options_that_json_cannot_hold_are_left_to_the_optimizer(

@@ -175,6 +175,13 @@ def test_the_word_behind_an_option_that_holds_a_secret_is_masked() -> None:
     assert disclosed_command(words) == [*shown, "--steps", "2"]
 
 
+@pytest.mark.parametrize("option", ["--on", "--rdzv-endpoint"])
+def test_an_anonymous_command_names_no_machine_to_connect_to(option: str) -> None:
+    for words in ([option, "node7:29400"], [f"{option}=node7:29400"]):
+        assert "node7" in str(disclosed_command(words))
+        assert "node7" not in str(disclosed_command(words, anonymous=True))
+
+
 @pytest.mark.usefixtures("alice")
 @pytest.mark.parametrize(
     ("text", "shown"),

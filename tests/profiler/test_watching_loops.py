@@ -15,7 +15,8 @@ import optprof
 from optprof.optimizers import SM3
 from optprof.optimizers.accumulation import GradientNormThreshold
 from optprof.profiler.measuring.watching import Watch
-from optprof.profiler.records.record import Record
+from optprof.profiler.records.record import RankBytes, Ranks, Record
+from optprof.profiler.records.store import standing
 
 
 def layer() -> torch.nn.Linear:
@@ -468,6 +469,29 @@ def test_a_sharded_model_counts_the_bytes_of_this_rank(tmp_path: Path):
     assert watch is not None
     assert (memory.parameters, memory.gradients, memory.optimizer_state) == (128, 128, 2 * 128 + 4)
     assert watch.warnings == ()
+
+
+def test_equal_ranks_of_a_training_have_a_record_each(tmp_path: Path):
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    for rank in range(2):
+        torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
+        try:
+            model = layer()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            with optprof.watch(optimizer, model=model, out=tmp_path / "run"):
+                train(model, optimizer)
+        finally:
+            torch.distributed.destroy_process_group()
+    records = standing(optprof.read_run(tmp_path / "run").records)
+    assert [record.scenario.config["rank"] for record in records] == [0, 1]
+    # 512 bytes of weights, of their gradients and of their momentum.
+    assert [record.ranks for record in records] == [
+        Ranks(
+            each=(RankBytes(rank=rank, parameters=512, gradients=512, optimizer_state=512),),
+        )
+        for rank in range(2)
+    ]
 
 
 class Unmade(torch.optim.Optimizer):

@@ -162,6 +162,8 @@ def test_settings_are_named_by_the_traits_that_differ(simulated):
         ({"lora_rank": 8}, "LoRA of rank 8"),
         ({"gpu": "A100-80"}, "on A100-80"),
         ({"alloc_conf": "expandable_segments:True"}, "expandable_segments:True"),
+        ({"parallel": "fsdp2", "ranks": 8}, "fsdp2 on 8 ranks"),
+        ({"parallel": "ddp", "ranks": 8, "rank": 3}, "ddp on 8 ranks, rank 3"),
     ],
 )
 def test_different_ways_of_training_are_never_joined_and_are_named(

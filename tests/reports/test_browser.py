@@ -16,15 +16,29 @@ from typing import NoReturn
 
 import pytest
 from PIL import Image
+from tests.reports.test_gpus_needed import FITS, SEARCH
 
-from optprof.profiler.records.record import Environment, Level, Watched
+from optprof.profiler.records.record import (
+    Environment,
+    Exchange,
+    Level,
+    RankBytes,
+    Ranks,
+    Watched,
+)
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.records.timeline import BlockSource, PeakGroup
 from optprof.profiler.safety.plain import spreadsheet_text
 from optprof.profiler.simulating.simulation import run_simulation
 from optprof.profiler.simulating.snapshot import snapshot
 from optprof.profiler.snapshots.answer import answer
-from optprof.reports import read_traces, write_report, write_snapshot_page, write_trace
+from optprof.reports import (
+    read_traces,
+    write_fit_page,
+    write_report,
+    write_snapshot_page,
+    write_trace,
+)
 from optprof.reports.comparison.compare import compare
 from optprof.reports.comparison.comparing import Comparing
 from optprof.reports.comparison.history import read_history
@@ -760,3 +774,63 @@ def test_the_page_of_a_snapshot_fits_a_phone_and_dark_paper(open_page, snapshot_
     page = open_page(snapshot_page, viewport=PHONE, color_scheme="dark")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert faults(page) == []
+
+
+@pytest.fixture(scope="module")
+def needed_page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("needed")
+    return write_fit_page(FITS, folder / "run", ["optprof", "fit"], search=SEARCH)
+
+
+def test_the_page_of_gpus_needed_draws_a_mark_for_each_optimizer_and_gpu(open_page, needed_page):
+    page = open_page(needed_page)
+    assert page.messages == []
+    graph = page.locator("#graph-gpus-needed-1")
+    names = graph.locator(".xtick text").all_text_contents()
+    assert names == ["1", "2", "4", "8", "more"]
+    assert graph.locator(".ytick text").all_text_contents() == ["t4 16 GB", "l4 24 GB"]
+    assert graph.locator(".scatterlayer .point").count() == 4
+    # The lines from adamw's 4 to 8 on t4, and from sm3's 2 to more on l4.
+    assert graph.locator(".errorbar path.xerror").count() >= 2
+    page.get_by_role("button", name="sm3").click()
+    until(page, "document.querySelectorAll('.scatterlayer .point').length === 2")
+    assert faults(page) == []
+
+
+def test_the_page_of_gpus_needed_fits_a_phone_and_dark_paper(open_page, needed_page):
+    page = open_page(needed_page, PHONE, color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    # Names of GPUs and of the last number are inside the graph.
+    for tick in page.locator("#graph-gpus-needed-1 :is(.xtick, .ytick) text").all():
+        box = tick.bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= PHONE["width"]
+    assert faults(page) == []
+
+
+def test_a_run_of_ranks_shows_ways_exchanges_and_ranks_side_by_side(
+    open_page, tmp_path, simulated, timeline
+):
+    store = RunStore.create(tmp_path / "ranks")
+    exchange = Exchange(phase="backward", operation="all_reduce", group=2, calls=1, bytes=4_000)
+    each = tuple(
+        RankBytes(rank=rank, parameters=4_000, gradients=4_000, optimizer_state=8_000 - rank)
+        for rank in range(2)
+    )
+    for parallel in ("ddp", "fsdp2"):
+        simulation = simulated("adamw", ranks=2, parallel=parallel)
+        store.append(replace(simulation, ranks=Ranks(exchanges=(exchange,), elements=(500, 500))))
+        store.write_timeline(simulation.scenario, timeline)
+    measured = simulated("adamw", ranks=2, parallel="ddp", device="cpu", origin="measured")
+    store.append(replace(measured, times={"step": (1.0,) * 6}, ranks=Ranks(each=each, slowest=1)))
+    write_report(store.folder)
+    assert (store.folder / "figures" / "ways.png").is_file()
+    for options in ({}, {"viewport": PHONE, "color_scheme": "dark"}):
+        page = open_page(store.folder / "report.html", **options)
+        assert page.messages == []
+        ways = page.locator("section[aria-labelledby=ways] p.row strong").all_text_contents()
+        assert ways == ["ddp on 2 ranks", "fsdp2 on 2 ranks"]
+        ranks = page.locator("section[aria-labelledby=ranks]")
+        assert ranks.locator("table").count() == 4
+        assert "1 (slowest)" in ranks.inner_text()
+        assert faults(page) == []

@@ -103,6 +103,9 @@ def test_blocks_stand_out_from_the_paper(eye, scheme):
         assert contrast(PAPER.on(scheme), colour, eye) >= SEEN, colour
 
 
-def test_every_hatch_has_a_name_in_the_style_sheet_and_is_one_block_s_alone():
+def test_every_hatch_has_a_name_and_two_blocks_share_one_only_because_of_ranks():
     assert set(HATCHES.values()) == set(HATCH_NAMES)
-    assert len({*HATCHES.values()}) == len(HATCHES)
+    of_ranks = {CATEGORY_COLOURS["gathered"], CATEGORY_COLOURS["communication"]}
+    alone = {colour: hatch for colour, hatch in HATCHES.items() if colour not in of_ranks}
+    assert len({*alone.values()}) == len(alone)
+    assert len({HATCHES[colour] for colour in of_ranks}) == len(of_ranks)

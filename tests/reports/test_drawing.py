@@ -76,7 +76,8 @@ def test_no_text_of_a_crowded_picture_is_cut_or_stands_over_another(crowded, tim
     }
     shown = pictures(Findings.of(crowded, timelines))
     drawn = [part for picture in shown for part in picture.files.values()]
-    assert {picture.kind for picture in shown} >= {"savings", "state-by-size", "timeline", "pareto"}
+    kinds = {"savings", "state-by-size", "timeline", "ways", "pareto"}
+    assert {picture.kind for picture in shown} >= kinds
     for part in drawn:
         assert lettering.faults(draw(part, STYLES["paper"]).svg) == [], part.name
 
@@ -94,7 +95,7 @@ def crowded(simulated, timed):
             records.append(replace(record, memory=replace(record.memory, **ends)))
             step = tuple(0.1 * (1 + 0.01 * number + 0.001 * turn) for turn in range(6))
             records.append(replace(timed(name, model=model, step=step), parameter_count=count))
-    return records
+    return [*records, simulated("adamw", model="gpt2-medium", ranks=16_384, parallel="fsdp2")]
 
 
 def test_every_picture_is_written_as_vectors_too(drawings):

@@ -23,7 +23,7 @@ PIXELS = 190
 # The angle of a model's name over a plot, and its height for its length.
 ANGLE = 35
 SLOPE = math.sin(math.radians(ANGLE))
-DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
+DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-.", "none": "none"}
 # Where a point's name may stand: right and up, in half its width and in lines.
 AROUND = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))
 
@@ -158,6 +158,9 @@ def _scale(axes: Axes, side: Side, axis: Axis, pen: Pen, *, always_log: bool, ro
 
     The title says which, in lines of at most `room` inches.
     """
+    if axis.ticks is not None:
+        _name(axes, side, axis, axis.ticks, pen, room)
+        return
     values = [_shown(value, axis) for value in axis.values] or [1.0]
     low, high = min(values), max(values)
     name = "x" if side is axes.xaxis else "y"
@@ -176,6 +179,19 @@ def _scale(axes: Axes, side: Side, axis: Axis, pen: Pen, *, always_log: bool, ro
     axes.tick_params(axis=name, length=0.3 * pen.size)
     title = f"GiB {axis.title}" if axis.kind == "bytes" else axis.title
     lines = wrapped(f"{title}, {scale_name(log=log)}", pen.small, room)
+    side.set_label_text("\n".join(lines), size=pen.small, color=MUTED.light)
+
+
+def _name(
+    axes: Axes, side: Side, axis: Axis, ticks: Mapping[float, str], pen: Pen, room: float
+) -> None:
+    """Set the ends, the names and the title of an axis with names in place of numbers."""
+    ends = min(axis.values), max(axis.values)
+    (axes.set_xlim if side is axes.xaxis else axes.set_ylim)(*ends)
+    side.set_ticks(list(ticks), list(ticks.values()))
+    if side is axes.yaxis:
+        axes.tick_params(axis="y", labelcolor=INK.light)
+    lines = wrapped(axis.title, pen.small, room)
     side.set_label_text("\n".join(lines), size=pen.small, color=MUTED.light)
 
 

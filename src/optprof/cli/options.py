@@ -183,6 +183,18 @@ class RunOptions:
             ),
         ),
     ] = False
+    nnodes: Annotated[
+        int,
+        typer.Option(help="Machines that measure the ranks; run the same command on each."),
+    ] = 1
+    rdzv_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where the machines meet, as for torchrun; HOST keeps the records.",
+            show_default="this machine",
+        ),
+    ] = None
     no_report: Annotated[
         bool,
         typer.Option(

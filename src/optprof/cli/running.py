@@ -5,11 +5,12 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -23,8 +24,11 @@ from .options import RunOptions
 if TYPE_CHECKING:
     from optprof.profiler.records.record import Record
     from optprof.profiler.records.store import RunStore
+    from optprof.profiler.running.launching import Nodes
     from optprof.profiler.running.worker import Worker
+    from optprof.reports.ahead import Ahead
     from optprof.reports.pictures.picture import Drawing, Picture
+    from optprof.reports.progress import Shown
     from optprof.scenarios import Scenario
 
 RUNS = Path("runs")
@@ -123,6 +127,10 @@ def run_all(
     from optprof.reports.arithmetic.savings import require_baseline
 
     require_iterations(scenarios, snapshots=options.snapshot, traces=options.trace)
+    nodes = _nodes(scenarios, options, on_cluster=ray is not None)
+    if worker is not None and not nodes.is_host:
+        _take_part(scenarios, options, worker, nodes)
+        return
     if options.baseline is not None:
         require_baseline(options.baseline, [scenario.optimizer for scenario in scenarios])
     jobs = usual_jobs() if options.jobs is None else require_jobs(options.jobs)
@@ -137,17 +145,7 @@ def run_all(
     ahead = None if options.no_report else Ahead(store.folder, options.baseline, waiting)
     try:
         with progress(waiting, jobs=jobs) as shown, ahead or nullcontext():
-
-            def started(place: int, scenario: "Scenario") -> None:
-                if ahead:
-                    ahead.start(scenario)
-                shown.started(place, scenario)
-
-            def finished(place: int) -> None:
-                if ahead:
-                    ahead.finish(waiting[place])
-                shown.finished(place)
-
+            started, finished = _followed_by(shown, ahead, waiting)
             settings: dict[str, Any] = {
                 "snapshots": options.snapshot,
                 "traces": options.trace,
@@ -162,6 +160,7 @@ def run_all(
                     worker=worker,
                     jobs=jobs,
                     finished=finished,
+                    nodes=nodes,
                     **settings,
                 )
             else:
@@ -181,6 +180,72 @@ def run_all(
     failed = sum(record.outcome != "ok" for record in records)
     if failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _nodes(scenarios: "Sequence[Scenario]", options: RunOptions, *, on_cluster: bool) -> "Nodes":
+    """Return the machines of measured ranks; ValueError for options that contradict each other."""
+    from optprof.profiler.running.launching import read_nodes, require_nodes
+
+    nodes = read_nodes(options.nnodes, options.rdzv_endpoint)
+    require_nodes(scenarios, nodes)
+    if nodes.nnodes > 1 and options.resume:
+        raise ValueError(
+            "--resume works on one machine, for the others do not know what is recorded; run the"
+            " missing scenarios with a new --out"
+        )
+    if nodes.nnodes > 1 and on_cluster:
+        raise ValueError(
+            "--nnodes measures by the same command on each machine, and --on gives scenarios to a"
+            " cluster; leave one of them out"
+        )
+    return nodes
+
+
+def _take_part(
+    scenarios: "Sequence[Scenario]", options: RunOptions, worker: "Worker", nodes: "Nodes"
+) -> None:
+    """Measure this machine's ranks; the machine that the endpoint names keeps the records."""
+    from optprof.profiler.records.store import RunStore
+    from optprof.profiler.running.runner import run
+
+    measured = [each for each in scenarios if each.parallel is not None and each.device != "sim"]
+    with TemporaryDirectory() as folder, progress(measured) as shown:
+        records = run(
+            measured,
+            RunStore.create(Path(folder) / "run"),
+            shown.started,
+            finished=shown.finished,
+            worker=worker,
+            timeout=options.timeout,
+            force=options.force,
+            nodes=nodes,
+        )
+    say(f"this machine took part; the records are on {nodes.endpoint}")
+    failed = [record for record in records if record.outcome != "ok"]
+    for record in failed:
+        scenario = record.scenario
+        what = f"{record.outcome}: {scenario.model} {scenario.optimizer}: {record.error}"
+        print(what, file=sys.stderr)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _followed_by(
+    shown: "Shown", ahead: "Ahead | None", scenarios: "Sequence[Scenario]"
+) -> tuple[Callable[[int, "Scenario"], None], Callable[[int], None]]:
+    """Return what a run calls at the start and at the end of each scenario."""
+
+    def started(place: int, scenario: "Scenario") -> None:
+        if ahead:
+            ahead.start(scenario)
+        shown.started(place, scenario)
+
+    def finished(place: int) -> None:
+        if ahead:
+            ahead.finish(scenarios[place])
+        shown.finished(place)
+
+    return started, finished
 
 
 def _open_run(name: str, out: Path | None, options: RunOptions) -> "RunStore":
