@@ -34,8 +34,8 @@ class Ahead:
         self.drawn: list[tuple[Picture, Drawing]] = []
         self._folder, self._baseline = folder, baseline
         self._setting: object = self
-        self._planned = Counter(map(_setting, scenarios))
-        self._left = self._planned.copy()
+        self._left = Counter(map(_setting, scenarios))
+        self._begun: set[Setting] = set()
         self._running = 0
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._last: Future[None] | None = None
@@ -56,6 +56,8 @@ class Ahead:
         """
         setting = _setting(scenario)
         self._running += 1
+        if setting is not None:
+            self._begun.add(setting)
         if scenario.device != "sim":
             self.pause()
         elif setting != self._setting or self._is_paused.is_set():
@@ -73,8 +75,7 @@ class Ahead:
     def _go_on(self) -> None:
         self._is_paused.clear()
         # Of several that run at once, a setting may still lack optimizers.
-        planned = self._planned.items()
-        if any(setting and 0 < self._left[setting] < count for setting, count in planned):
+        if any(self._left[setting] > 0 for setting in self._begun):
             return
         if self._last is not None:
             self._last.cancel()
