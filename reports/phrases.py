@@ -286,7 +286,9 @@ def ranks_notes(findings: Findings, units: Units = BINARY) -> list[str]:
             if applies
         ),
     ]
-    ways = dict.fromkeys((row.record.scenario.parallel, row.count) for row in rows)
+    # Ranks on a CPU exchange by gloo.
+    on_gpus = [row for row in rows if row.record.scenario.device != "cpu"]
+    ways = dict.fromkeys((row.record.scenario.parallel, row.count) for row in on_gpus)
     texts = dict.fromkeys(nccl_text(parallel, count, units) for parallel, count in ways)
     return [*notes, *filter(None, texts)] if rows else []
 

@@ -14,6 +14,7 @@ from .tables.accumulation import accumulation_tables
 from .tables.overview import failure_table
 from .tables.ranks import each_tables, rank_table
 from .tables.summary import cpu_table, summary_table, terminal_table
+from .tables.table import varied
 from .tables.verdict import sources
 from .words import conditions, warning_lines
 
@@ -112,10 +113,15 @@ def _settings(findings: Findings) -> dict[Setting, list[Entry]]:
 
 
 def _ranks(findings: Findings) -> list[Section]:
-    """What ranks hold, a table of each measured rank, and what is sent."""
-    sides = [Section(f"Each rank: {name}", [each]) for name, each in each_tables(findings).items()]
+    """What a rank and all ranks hold, and what is sent; each rank that differs from others."""
+    if not findings.ranks:
+        return []
+    sides = [
+        Section(f"Each rank: {name}", [each])
+        for name, each in each_tables(findings, only_unlike=True).items()
+    ]
     notes = map(Note, ranks_notes(findings))
-    return [Section("Ranks", [rank_table(findings), *notes]), *sides] if findings.ranks else []
+    return [Section("Ranks", [varied(rank_table(findings)), *notes]), *sides]
 
 
 def _accumulations(findings: Findings) -> list[Section]:

@@ -1,6 +1,7 @@
 """Tables of ranks: their state, what each of them holds, and what they exchange in a step."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from optprof.profiler.records.record import Exchange, RankBytes
 
@@ -23,9 +24,10 @@ _PARTS = {
 def rank_table(findings: Findings) -> Table:
     """One row an optimizer and record: which rank of how many, its state, and that of all."""
     several = len(findings.names) > 1
+    exchange = any(row.record.ranks and row.record.ranks.exchanges for row in findings.ranks)
     head = (
         *("optimizer", *(("model",) if several else ()), "origin", "rank", "by", "ranks"),
-        *("state", "state of all ranks", "sent a step"),
+        *("state", "state of all ranks", *(("sent a step",) if exchange else ())),
     )
     rows = (
         (
@@ -37,7 +39,7 @@ def rank_table(findings: Findings) -> Table:
             Cell(text=_alike(row)),
             bytes_cell(row.record.memory.optimizer_state if row.record.memory else None),
             _total(row),
-            bytes_cell(row.sent),
+            *((bytes_cell(row.sent),) if exchange else ()),
         )
         for row in findings.ranks
     )
@@ -108,12 +110,16 @@ def _exchange_table(exchanges: Sequence[Exchange]) -> Table:
     return Table(head=head, rows=(*rows, last))
 
 
-def each_tables(findings: Findings) -> dict[str, Table]:
-    """Return a table of the ranks of each measured training, side by side, by its name."""
+def each_tables(findings: Findings, *, only_unlike: bool = False) -> dict[str, Table]:
+    """Return a table of the ranks of each measured training, side by side, by its name.
+
+    `only_unlike` leaves out trainings whose ranks hold the same.
+    """
     several = len(findings.names) > 1
     tables: dict[str, Table] = {}
     for row in findings.ranks:
-        if len(row.each) > 1:
+        unlike = len({replace(one, rank=0) for one in row.each}) > 1
+        if len(row.each) > 1 and (unlike or not only_unlike):
             name = findings.names[row.entry.setting] if several else ""
             tables[" · ".join(filter(None, (name, row.entry.label)))] = _each_table(row)
     return tables
@@ -141,8 +147,9 @@ def _each_table(row: RankRow) -> Table:
 
 
 def _rank_text(one: RankBytes, row: RankRow, slowest: int | None) -> str:
+    least, fullest = min(map(weight, row.each)), max(row.each, key=weight)
     words = [
-        *(("fullest",) if one == max(row.each, key=weight) else ()),
+        *(("fullest",) if one == fullest and weight(one) > least else ()),
         *(("slowest",) if one.rank == slowest else ()),
     ]
     return f"{one.rank:,}" + (f" ({', '.join(words)})" if words else "")

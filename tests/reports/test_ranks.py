@@ -93,6 +93,20 @@ def test_it_is_the_sum_if_every_rank_was_measured(on_ranks):
     assert [row[0] for row in texts[2:]] == ["0", "1 (fullest)", "2 (slowest)", "3"]
 
 
+def test_a_terminal_shows_each_rank_only_where_they_differ(on_ranks):
+    for states, shown in (((8_000,) * 4, False), ((8_000,) * 3 + (2_000,), True)):
+        each = tuple(part(rank, state) for rank, state in enumerate(states))
+        measured = on_ranks(elements=(), exchanges=(), each=each)
+        measured = replace(measured, scenario=replace(measured.scenario, device="cpu"))
+        findings, output = Findings.of([measured]), io.StringIO()
+        terminal.render(terminal_summary(findings, 100), output, width=100)
+        assert ("Each rank: adamw" in output.getvalue()) == shown
+        assert ("fullest" in output.getvalue()) == shown
+        # Ranks on a CPU exchange by gloo, and no simulation says what they send.
+        assert "NCCL" not in output.getvalue()
+        assert "sent a step" not in rank_table(findings).head
+
+
 def test_optimizers_with_equal_exchanges_share_a_table(on_ranks):
     lamb = on_ranks("lamb16", exchanges=(GATHER, SCATTER, REDUCE))
     tables = exchange_tables(Findings.of([on_ranks(), on_ranks("sm3"), lamb]))
