@@ -139,8 +139,10 @@ def _curve(
 
 
 def _sizes_beside(names: Sequence[str], options: Mapping[str, Any]) -> Sequence[str]:
-    """Return the models of the plot over sizes; those that ranks share are shown alone."""
-    if options.get("config") or options.get("parallel"):
+    """Return the models of the plot over sizes; a comparison of ranks has none."""
+    if options.get("parallel"):
+        return ()
+    if options.get("config"):
         return names
     if options.get("workload") == "state":
         # Every record of such a run is a result of its own, not a point of a plot.
