@@ -95,8 +95,8 @@ def comparison(
     `models` and `optimizers` are lists, or texts as the command line takes them; `options` are
     other fields of Scenario. A simulation adds the state alone, for a plot over sizes: of language
     models from GPT-2 to Llama 3, of other models for their families. Models with a `config` of
-    their own are shown alone. If only the state is asked for, a single model is shown with its
-    family, several models alone.
+    their own are shown alone, and ranks without a plot. If only the state is asked for, a single
+    model is shown with its family, several models alone.
     """
     _require_options(options)
     names = [models] if isinstance(models, str) else models
