@@ -136,10 +136,15 @@ def rank_rows(entries: Iterable[Entry], records: Sequence[Record]) -> list[RankR
 
     A simulation of the same question has a row too: it knows what ranks exchange.
     """
-    simulated = {question(each): each for each in records if each.origin == "simulated"}
+    simulated = {
+        (question(each), each.scenario.workload): each
+        for each in records
+        if each.origin == "simulated"
+    }
     rows = []
     for entry in entries:
-        own = entry.bytes_from, entry.times_from, simulated.get(question(entry.record))
+        same = simulated.get((question(entry.record), entry.scenario.workload))
+        own = entry.bytes_from, entry.times_from, same
         for place, record in enumerate(own):
             if record is None or record.ranks is None or record in own[:place]:
                 continue

@@ -59,6 +59,13 @@ def rows(findings: Findings) -> list[list[str]]:
     return [[cell.text for cell in row] for row in rank_table(findings).rows]
 
 
+def test_the_state_that_extends_a_curve_has_no_row_of_its_own(on_ranks):
+    step = on_ranks()
+    alone = replace(step, scenario=replace(step.scenario, workload="state"))
+    assert len(rows(Findings.of([step, alone]))) == 1
+    assert len(rows(Findings.of([alone]))) == 1
+
+
 def test_the_state_of_all_ranks_is_exact_if_they_are_equal(on_ranks):
     assert rows(Findings.of([on_ranks()])) == [
         ["adamw", "simulated", "0 of 4", "fsdp2", "alike", "7.81 KiB", "31.2 KiB", "5.86 KiB"]
