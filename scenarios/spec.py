@@ -201,7 +201,7 @@ class Scenario:
         Option("Processes, each with its own GPU, that share the work by --parallel."),
     ] = 1
     rank: Annotated[
-        int, Meta(ge=0, lt=MOST_RANKS), Option("The rank to simulate, counted from 0.")
+        int, Meta(ge=0, le=MOST_RANKS - 1), Option("The rank to simulate, counted from 0.")
     ] = 0
     parallel: Annotated[
         Name | None,

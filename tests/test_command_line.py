@@ -445,7 +445,7 @@ def test_the_extras_install_what_the_doctor_says():
             by_extra.setdefault(extra, set()).add(package)
             assert doctor.installed_by(module) == f'pip install "optprof[{extra}]"'
     assert {
-        extra: {re.split("[[>=]", each)[0] for each in packages}
+        extra: {re.split(r"[\[>=]", each)[0] for each in packages}
         for extra, packages in extras.items()
     } == by_extra
     # Make's environment has what TensorBoard needs.

@@ -58,7 +58,8 @@ def linear_ticks(values: Sequence[float]) -> list[float]:
     Counts have whole numbers only.
     """
     low, high = min(values), max(values)
-    span = high - low or abs(high) or 1.0
+    # Below this a fifth may have no logarithm.
+    span = max(high - low or abs(high) or 1.0, 1e-300)
     unit = 10.0 ** math.floor(math.log10(span / 5))
     step = unit * next(digit for digit in (1, 2, 5, 10) if digit * unit >= span / 5 * (1 - 1e-9))
     if all(isinstance(value, int) for value in values):
