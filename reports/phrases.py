@@ -286,7 +286,12 @@ def ranks_notes(findings: Findings, units: Units = BINARY) -> list[str]:
             if applies
         ),
     ]
-    ways = dict.fromkeys((row.record.scenario.parallel, row.count) for row in rows)
+    # On the CPU ranks talk by gloo.
+    ways = dict.fromkeys(
+        (row.record.scenario.parallel, row.count)
+        for row in rows
+        if row.record.scenario.device != "cpu"
+    )
     texts = dict.fromkeys(nccl_text(parallel, count, units) for parallel, count in ways)
     return [*notes, *filter(None, texts)] if rows else []
 

@@ -184,6 +184,14 @@ def test_every_medium_says_whose_bytes_these_are(on_ranks):
         assert "NCCL takes an estimated 18.4 to 960 MiB" in text.replace("\n", " ")
 
 
+def test_ranks_on_the_cpu_have_no_word_of_nccl(on_ranks):
+    record = on_ranks(elements=(), exchanges=(), each=tuple(part(rank, 8_000) for rank in range(4)))
+    measured = replace(record, scenario=replace(record.scenario, device="cpu"), origin="measured")
+    page = html.render(run_page(Findings.of([measured])))
+    assert "All bytes are those of one rank" in page
+    assert "NCCL takes an estimated" not in page
+
+
 def test_a_run_of_single_processes_has_no_word_of_ranks(simulated):
     findings = Findings.of([simulated("adamw")])
     assert findings.ranks == []
