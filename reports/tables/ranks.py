@@ -141,8 +141,9 @@ def _each_table(row: RankRow) -> Table:
 
 
 def _rank_text(one: RankBytes, row: RankRow, slowest: int | None) -> str:
+    weights = {weight(each) for each in row.each}
     words = [
-        *(("fullest",) if one == max(row.each, key=weight) else ()),
+        *(("fullest",) if len(weights) > 1 and one == max(row.each, key=weight) else ()),
         *(("slowest",) if one.rank == slowest else ()),
     ]
     return f"{one.rank:,}" + (f" ({', '.join(words)})" if words else "")

@@ -98,6 +98,9 @@ def test_it_is_the_sum_if_every_rank_was_measured(on_ranks):
         ["most", "100 B, all ranks", "100 B, all ranks", "7.81 KiB, rank 0", "90 B, rank 1"],
     ]
     assert [row[0] for row in texts[2:]] == ["0", "1 (fullest)", "2 (slowest)", "3"]
+    alike = on_ranks(each=(part(0, 8_000), part(1, 8_000)), slowest=1)
+    (table,) = each_tables(Findings.of([alike])).values()
+    assert [row[0].text for row in table.rows[2:]] == ["0", "1 (slowest)"]
 
 
 def test_optimizers_with_equal_exchanges_share_a_table(on_ranks):
