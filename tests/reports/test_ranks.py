@@ -98,6 +98,9 @@ def test_it_is_the_sum_if_every_rank_was_measured(on_ranks):
         ["most", "100 B, all ranks", "100 B, all ranks", "7.81 KiB, rank 0", "90 B, rank 1"],
     ]
     assert [row[0] for row in texts[2:]] == ["0", "1 (fullest)", "2 (slowest)", "3"]
+    alike = on_ranks(each=(part(0, 8_000), part(1, 8_000)), slowest=1)
+    (table,) = each_tables(Findings.of([alike])).values()
+    assert [row[0].text for row in table.rows[2:]] == ["0", "1 (slowest)"]
 
 
 def test_a_terminal_shows_each_rank_only_where_they_differ(on_ranks):
@@ -196,6 +199,14 @@ def test_every_medium_says_whose_bytes_these_are(on_ranks):
         assert "0 of 4" in text
         assert "All bytes are those of one rank" in text
         assert "NCCL takes an estimated 18.4 to 960 MiB" in text.replace("\n", " ")
+
+
+def test_ranks_on_the_cpu_have_no_word_of_nccl(on_ranks):
+    record = on_ranks(elements=(), exchanges=(), each=tuple(part(rank, 8_000) for rank in range(4)))
+    measured = replace(record, scenario=replace(record.scenario, device="cpu"), origin="measured")
+    page = html.render(run_page(Findings.of([measured])))
+    assert "All bytes are those of one rank" in page
+    assert "NCCL takes an estimated" not in page
 
 
 def test_a_run_of_single_processes_has_no_word_of_ranks(simulated):
