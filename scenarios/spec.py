@@ -292,12 +292,16 @@ class Scenario:
         return hash(self.key)
 
     def _check_accumulate(self) -> None:
+        if self.parallel is not None:
+            raise ValueError(
+                f"accumulate is for one process, got parallel {self.parallel!r}; leave one of them"
+                " out, or use micro_batches"
+            )
         required = {
             "workload": "train",
             "micro_batches": 1,
             "max_grad_norm": None,
             "set_to_none": True,
-            "parallel": None,
         }
         for name, value in required.items():
             if getattr(self, name) != value:

@@ -71,7 +71,10 @@ def test_a_text_that_names_no_way_is_one_line_of_error(text: str, message: str) 
         ),
         ({"ranks": 8, "parallel": "tp:4"}, "tp:4 alone runs on 4 ranks, got 8; use fsdp2+tp:4"),
         ({"ranks": 0, "parallel": "ddp"}, "ranks"),
-        ({"ranks": 2, "parallel": "ddp", "accumulate": "gns"}, "parallel None alone, got 'ddp'"),
+        (
+            {"ranks": 2, "parallel": "ddp", "accumulate": "gns"},
+            "for one process, got parallel 'ddp'",
+        ),
     ],
 )
 def test_ranks_that_do_not_fit_are_refused(fields: dict[str, object], message: str) -> None:
