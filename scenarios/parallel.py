@@ -99,6 +99,8 @@ def _options(name: str, text: str) -> dict[str, Any]:
 
 def require_ranks(parallel: str | None, ranks: int, rank: int) -> None:
     """Raise ValueError for ranks that do not fit each other or the way to spread a step."""
+    if rank and ranks == 1:
+        raise ValueError(f"rank {rank} is one of several ranks; say of how many, as in --ranks 8")
     if rank >= ranks:
         raise ValueError(f"rank is a number from 0 to {ranks - 1} of {ranks} ranks, got {rank}")
     if parallel is None:

@@ -60,7 +60,7 @@ def test_a_text_that_names_no_way_is_one_line_of_error(text: str, message: str) 
     ("fields", "message"),
     [
         ({"ranks": 8}, "8 ranks need a way to share the work; add --parallel: ddp, zero1"),
-        ({"rank": 1}, "rank is a number from 0 to 0 of 1 ranks, got 1"),
+        ({"rank": 1}, "rank 1 is one of several ranks; say of how many, as in --ranks 8"),
         (
             {"ranks": 8, "rank": 8, "parallel": "ddp"},
             "rank is a number from 0 to 7 of 8 ranks, got 8",
