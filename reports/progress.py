@@ -78,10 +78,11 @@ class _Bar(Shown):
         """Show the scenario that starts, and how long the rest takes."""
         self._say(place - 1, self._left.start(place, monotonic()))
         gpu = f", {scenario.gpu}" if scenario.gpu else ""
-        ranks = f", {scenario.ranks} ranks" if scenario.parallel else ""
+        ranks = f", {scenario.parallel} on {scenario.ranks} ranks" if scenario.parallel else ""
+        rank = f", rank {scenario.rank}" if scenario.rank else ""
         title = (
             f"{scenario.model} {scenario.optimizer} {scenario.workload} on"
-            f" {scenario.device}{gpu}{ranks}"
+            f" {scenario.device}{gpu}{ranks}{rank}"
         )
         title, rest = " ".join(title.split()), self._left.text()
         self._bar.update(

@@ -20,7 +20,7 @@ from optprof.cli.app import _message, app
 from optprof.cli.running import run_name
 from optprof.optimizers import accumulation
 from optprof.profiler.machine import doctor
-from optprof.reports.progress import TimeLeft
+from optprof.reports.progress import TimeLeft, progress
 from optprof.scenarios import Scenario
 
 HERE = Path(__file__).resolve().parent.parent
@@ -370,6 +370,16 @@ def test_the_rest_takes_as_long_as_scenarios_of_its_kind_took():
     assert left.text() == ""
     left.start(4, 174.0)
     assert left.text() == "about 2 min left"
+
+
+def test_a_line_of_progress_says_how_ranks_share_the_work(capsys: pytest.CaptureFixture[str]):
+    scenarios = [Scenario(model="tiny", ranks=2, rank=rank, parallel="ddp") for rank in (0, 1)]
+    with progress(scenarios) as shown:
+        for place, scenario in enumerate(scenarios):
+            shown.started(place, scenario)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "[1/2] tiny adamw train on sim, ddp on 2 ranks"
+    assert lines[1].startswith("[2/2] tiny adamw train on sim, ddp on 2 ranks, rank 1")
 
 
 def test_several_jobs_share_the_time_that_is_left():
