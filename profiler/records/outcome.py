@@ -31,9 +31,10 @@ def outcome_of(error: BaseException) -> Outcome:
 def one_line(error: BaseException) -> str:
     """Return the exception's kind, the first line of its text, and the line of the user's code.
 
-    A ValueError or OSError of our own code needs no line.
+    A line that ends with a space goes on in the next, as in DDP's errors. A ValueError or OSError
+    of our own code needs no line.
     """
-    lines = text_of(error).strip().splitlines()
+    lines = text_of(error).strip().replace(" \n", " ").splitlines()
     text = schema.shortened(": ".join([type(error).__name__, *lines[:1]]), _MOST_LETTERS)
     place = None if is_ours(error) else user_line(error)
     return f"{text} ({place})" if place else text

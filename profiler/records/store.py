@@ -485,6 +485,17 @@ def standing(records: Iterable[Record]) -> list[Record]:
     return [last[key] for key in sorted(last, key=places.__getitem__)]
 
 
+def by_place(records: Iterable[Record]) -> list[Record]:
+    """Return all records in the order of the command, those of one place as they were written."""
+    latest = -1
+    placed: list[tuple[int, Record]] = []
+    for record in records:
+        place = latest if record.place is None else record.place
+        latest = max(latest, place)
+        placed.append((place, record))
+    return [record for _, record in sorted(placed, key=lambda pair: pair[0])]
+
+
 def scenario_key(scenario: Scenario) -> bytes:
     """Return the key of the anonymous scenario, which an anonymous record has too."""
     return disclosed_scenario(scenario, anonymous=True).key

@@ -21,6 +21,8 @@ places. They exist in torch 2.11 to 2.13; if another torch has moved one, the er
   torch gives the thread's where every thread is a rank.
 - DDP reads a reduced bucket from the result of the collective, which the fake group lacks. A
   communication hook does what DDP does by default, and returns the bucket.
+- DDP orders its buckets anew once, in the second step, by `Reducer._rebuild_buckets`. What ranks
+  send each other for that belongs to no usual step, and is not recorded.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -131,6 +133,7 @@ def following(recorder: Recorder, scenario: Scenario) -> Iterator[None]:
         ),
         (shapes, find, _unseen(getattr(shapes, find))),
         (DeviceMesh, "__init__", _numbered(DeviceMesh.__init__)),
+        (dist.Reducer, "_rebuild_buckets", _unsent(dist.Reducer._rebuild_buckets, recorder)),
         (shard, "_get_device_from_mesh", lambda _: torch.device("meta")),
         (group.FSDPParamGroup, "_validate_no_meta_params", lambda _: None),
         (group.FSDPParamGroup, "_validate_cpu_offload_params", lambda _: None),
@@ -168,6 +171,18 @@ def _unseen(find: Callable[..., Any]) -> Any:
             return find(*args, **kwargs)
 
     return found
+
+
+def _unsent(rebuild: Callable[[Any], bool], recorder: Recorder) -> Any:
+    def rebuilt(reducer: Any) -> bool:
+        collectives = recorder.segments[-1].collectives
+        before = len(collectives)
+        try:
+            return rebuild(reducer)
+        finally:
+            del collectives[before:]
+
+    return rebuilt
 
 
 def _numbered(make: Callable[..., None]) -> Any:

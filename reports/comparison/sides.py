@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from optprof.profiler.records.record import Environment, Machine, Memory, Record, Watched
-from optprof.profiler.records.store import RunStore, scenario_key
+from optprof.profiler.records.store import RunStore, by_place, scenario_key
 from optprof.scenarios import schema
 
 from ..summary import NO_SPLITS
@@ -31,7 +31,7 @@ def read_side(path: Path) -> Side:
     """
     if may_hold_run(path):
         store = RunStore(path)
-        return Side(records=store.read(lean), damage=store.damage)
+        return Side(records=by_place(store.read(lean)), damage=store.damage)
     runs: dict[str, list[Record]] = {}
     damage: list[str] = []
     for folder in runs_under(path):

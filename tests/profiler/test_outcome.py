@@ -15,6 +15,9 @@ import torch
 def raises():
     raise KeyError("no such\\nkey")
 
+def wraps():
+    raise RuntimeError("use an argument, and by \\nmaking sure all is used\\nmore")
+
 def shapes():
     return torch.nn.Linear(3, 4)(torch.ones(5))
 
@@ -45,10 +48,14 @@ def error_of(call: object) -> BaseException:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (
+            "wraps",
+            "RuntimeError: use an argument, and by making sure all is used (model.py, line 8)",
+        ),
         ("raises", r"KeyError: 'no such\nkey' (model.py, line 5)"),
-        ("shapes", "cannot be multiplied (1x5 and 3x4) (model.py, line 8)"),
-        ("number", "(model.py, line 11)"),
-        ("leaves", "SystemExit: 3 (model.py, line 14)"),
+        ("shapes", "cannot be multiplied (1x5 and 3x4) (model.py, line 11)"),
+        ("number", "(model.py, line 14)"),
+        ("leaves", "SystemExit: 3 (model.py, line 17)"),
     ],
 )
 def test_an_exception_is_reported_with_the_line_of_the_users_code(

@@ -157,6 +157,8 @@ def test_ddp_rebuilds_one_bucket_as_one_of_1_mib_and_others_of_25() -> None:
     assert all(buckets("backward", step) == [] for step in range(3))
     reduced = [each for each in run.segments if each.phase == "backward"][-1].collectives
     assert [call.nbytes for call in reduced] == [first, large, large]
+    # The new order is sent once, and is no part of a usual step.
+    assert not any(each.collectives for each in run.segments if each.phase == "forward")
 
 
 FSDP = "torch.distributed.fsdp._fully_shard"

@@ -191,6 +191,14 @@ def test_between_runs_the_record_that_was_made_last_counts(
     assert change(compared, "state").before == newest
 
 
+def test_a_run_is_compared_in_the_order_of_its_command(tmp_path: Path, simulated):
+    store = RunStore.create(tmp_path / "run")
+    for name, place in (("sm3", 2), ("adamw", 0), ("sgd", 1), ("sm3", 4)):
+        store.append(replace(simulated(optimizer=name), place=place))
+    records = read_side(tmp_path / "run").records
+    assert [each.scenario.optimizer for each in records] == ["adamw", "sgd", "sm3", "sm3"]
+
+
 def test_a_run_that_cannot_be_read_passes_no_gate(simulated, tmp_path, monkeypatch):
     for name in ("a", "b"):
         RunStore.create(tmp_path / name).append(at(simulated(), NOON))
