@@ -269,7 +269,7 @@ def _damage(damage: Sequence[str]) -> str:
 
 
 def _ranks(findings: Findings) -> Section:
-    """What ranks hold and exchange."""
+    """Return the section on ranks: the bytes that they hold and exchange."""
     if not findings.ranks:
         return Section()
     exchanges = {

@@ -113,7 +113,7 @@ def _settings(findings: Findings) -> dict[Setting, list[Entry]]:
 
 
 def _ranks(findings: Findings) -> list[Section]:
-    """What a rank and all ranks hold, and what is sent; each rank that differs from others."""
+    """Return the sections on ranks: a table of all, and one of each that differs."""
     if not findings.ranks:
         return []
     sides = [

@@ -51,7 +51,7 @@ def require_retries(retries: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a node needs to run a scenario: `options` of `Runner`, and the driver's folders.
+    """Settings with which a node runs a scenario: `options` of `Runner`, and the driver's folders.
 
     A node that has these folders imports the user's code from them.
     """

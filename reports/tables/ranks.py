@@ -47,7 +47,7 @@ def rank_table(findings: Findings) -> Table:
 
 
 def _alike(row: RankRow) -> str:
-    """Whether the state of ranks differs."""
+    """Return whether the state of ranks differs."""
     ranks = row.record.ranks
     if ranks is None or not (ranks.elements or len(ranks.each) > 1):
         return NOTHING
