@@ -31,7 +31,8 @@ from ..records.record import Outcome, Record
 from ..records.store import FOLDERS, RunStore
 from ..safety import disk
 from .child import without_result
-from .runner import Runner, reason_of
+from .recording import reason_of
+from .runner import Runner
 from .worker import Worker
 
 _PATIENCE = 10.0

@@ -25,8 +25,9 @@ from optprof.profiler.records.record import Environment, Machine, Memory, Outcom
 from optprof.profiler.records.store import RunStore, file_name, standing
 from optprof.profiler.running.child import Job
 from optprof.profiler.running.log import HEAD, TAIL
+from optprof.profiler.running.recording import append
 from optprof.profiler.running.resume import pending
-from optprof.profiler.running.runner import append, run
+from optprof.profiler.running.runner import run
 from optprof.profiler.running.worker import ChildEndedError, Worker
 from optprof.scenarios import Scenario
 
@@ -629,7 +630,8 @@ PARENT = """
 import sys
 from pathlib import Path
 from optprof.profiler.running.log import HEAD, TAIL
-from optprof.profiler.running.runner import append, run
+from optprof.profiler.running.recording import append
+from optprof.profiler.running.runner import run
 from optprof.profiler.records.store import RunStore
 from optprof.scenarios import Scenario
 if __name__ == "__main__":

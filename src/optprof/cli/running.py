@@ -122,7 +122,8 @@ def run_all(
     """
     from optprof.profiler.measuring.files import require_iterations
     from optprof.profiler.running.jobs import require_jobs, usual_jobs
-    from optprof.profiler.running.runner import Recording, run
+    from optprof.profiler.running.recording import Recording
+    from optprof.profiler.running.runner import run
     from optprof.reports.ahead import Ahead
     from optprof.reports.arithmetic.savings import require_baseline
 
