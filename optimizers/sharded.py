@@ -101,11 +101,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
+def placed_like(tensor: Any, other: Any) -> Tensor:
     """Return a sharded tensor redistributed as another is, any other tensor unchanged."""
     if not is_sharded(tensor) or sharding(tensor) == sharding(other):
         return tensor
-    return tensor.redistribute(placements=other.placements)  # pyright: ignore[reportAttributeAccessIssue]
+    return tensor.redistribute(placements=other.placements)
 
 
 def largest_along(square: Tensor, axis: int, like: Any = None) -> Tensor:

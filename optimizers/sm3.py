@@ -18,6 +18,7 @@ import ctypes
 from collections.abc import Collection
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -267,9 +268,10 @@ def _zeros_along(param: Tensor, axis: int) -> Tensor:
 
 def _shard_cover(state: State, param: Tensor) -> None:
     """Shard accumulators along with their axes, if a checkpoint has placed them otherwise."""
-    for axis, each in enumerate(_cover(state, param)):
-        if is_sharded(each) and each.placements != (placements := along(param, axis)):  # pyright: ignore[reportAttributeAccessIssue]
-            state[f"accumulator_{axis}"] = each.redistribute(placements=placements)  # pyright: ignore[reportAttributeAccessIssue]
+    cover: list[Any] = _cover(state, param)
+    for axis, each in enumerate(cover):
+        if is_sharded(each) and each.placements != (placements := along(param, axis)):
+            state[f"accumulator_{axis}"] = each.redistribute(placements=placements)
 
 
 def _smallest(cover: list[Tensor], shape: torch.Size) -> Tensor:

@@ -110,13 +110,7 @@ def fit_page(fits: Sequence[Fit], command: Sequence[str]) -> Document:
                 " allocator gives back what it can, so a step may run although it would reserve"
                 " more.",
             ),
-            Section(
-                "The GPUs",
-                [gpu_table(findings.gpus)],
-                "gpus",
-                "Memory as the driver reports it. The CUDA context takes an estimated"
-                f" {bytes_text(hardware.CONTEXT_BYTES)} of it; the rest is usable.",
-            ),
+            gpu_section(findings.gpus),
             Section(
                 "How to repeat it",
                 [
@@ -273,10 +267,17 @@ def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
     )
 
 
-def gpu_table(names: Sequence[str]) -> Table:
-    """The memory of each GPU, and where its numbers come from."""
+def gpu_section(names: Sequence[str]) -> Section:
+    """Return the section with the memory of each GPU, and where its numbers come from."""
     head = ("GPU", "name", "memory", "where that was printed", "bandwidth and rates")
-    return Table(head=head, rows=tuple(_gpu_row(hardware.describe(name)) for name in names))
+    rows = tuple(_gpu_row(hardware.describe(name)) for name in names)
+    return Section(
+        "The GPUs",
+        [Table(head=head, rows=rows)],
+        "gpus",
+        "Memory as the driver reports it. The CUDA context takes an estimated"
+        f" {bytes_text(hardware.CONTEXT_BYTES)} of it; the rest is usable.",
+    )
 
 
 def _gpu_row(gpu: hardware.Gpu) -> tuple[Cell, ...]:

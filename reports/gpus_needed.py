@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from optprof.profiler.records.fits import Fit, RankSearch, needs
-from optprof.scenarios import hardware
 
 from .arithmetic.labels import shortened
 from .arithmetic.provenance import ORIGINS, shell
 from .document import Document, Note, Section
-from .fit import FitFindings, error_text, gpu_table
+from .fit import FitFindings, error_text, gpu_section
 from .phrases import nccl_text
 from .pictures import gpus_needed
 from .pictures.charts import Chart
 from .pictures.picture import Picture
 from .tables.gpus_needed import Named, count_text, needed_table, overview, tried_table
 from .tables.table import Facts
-from .units import Sized, bytes_text
+from .units import Sized
 from .words import listed
 
 ALONE = (
@@ -72,13 +71,7 @@ def needed_page(fits: Sequence[Fit], search: RankSearch, command: Sequence[str])
                 " number of ranks that was tried. “Would reserve” is the peak of one rank on an"
                 " unlimited device.",
             ),
-            Section(
-                "The GPUs",
-                [gpu_table(findings.gpus)],
-                "gpus",
-                "Memory as the driver reports it. The CUDA context takes an estimated"
-                f" {bytes_text(hardware.CONTEXT_BYTES)} of it; the rest is usable.",
-            ),
+            gpu_section(findings.gpus),
             Section(
                 "How to repeat it",
                 [

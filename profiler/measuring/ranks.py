@@ -105,7 +105,8 @@ def joined(records: Sequence[Record]) -> Record:
         rank_bytes(rank, memory) for rank, memory in enumerate(memories) if memory is not None
     )
     slowest = max(range(len(records)), key=lambda rank: _typical_seconds(records[rank]))
-    fullest = max(records, key=_most_bytes)
+    ranks = Ranks(each=each, slowest=slowest)
+    fullest = records[ranks.fullest.rank if ranks.fullest else 0]
     of_slowest = records[slowest]
     watched, timed = fullest.watched or Watched(), of_slowest.watched or Watched()
     traced = [record.watched.operations for record in records if record.watched]
@@ -123,7 +124,7 @@ def joined(records: Sequence[Record]) -> Record:
             # One rank alone writes a trace.
             operations=next(filter(None, traced), ()),
         ),
-        ranks=Ranks(each=each, slowest=slowest),
+        ranks=ranks,
     )
 
 
@@ -137,11 +138,6 @@ def rank_bytes(rank: int, memory: Memory) -> RankBytes:
         peak_allocated=memory.peak_allocated,
         peak_reserved=memory.peak_reserved,
     )
-
-
-def _most_bytes(record: Record) -> tuple[int, int]:
-    memory = record.memory
-    return (memory.peak_allocated or 0, memory.resident) if memory else (0, 0)
 
 
 def _typical_seconds(record: Record) -> float:

@@ -296,6 +296,12 @@ class RankBytes:
     peak_allocated: Count | None = None
     peak_reserved: Count | None = None
 
+    @property
+    def weight(self) -> tuple[int, int]:
+        """The numbers that order ranks: the peak, then the bytes of tensors."""
+        tensors = self.parameters + self.gradients + self.optimizer_state
+        return self.peak_allocated or 0, tensors
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
@@ -310,6 +316,11 @@ class Ranks:
     elements: Annotated[tuple[Count, ...], Meta(max_length=schema.MOST_ITEMS)] = ()
     each: Annotated[tuple[RankBytes, ...], Meta(max_length=schema.MOST_ITEMS)] = ()
     slowest: Count | None = None
+
+    @property
+    def fullest(self) -> RankBytes | None:
+        """The measured rank with the highest peak, or the most bytes where peaks are unknown."""
+        return max(self.each, key=lambda one: one.weight, default=None)
 
     @property
     def differ(self) -> bool:

@@ -27,7 +27,6 @@ from ..measuring.trainer import has_sparse_layers
 from ..simulating.training import without_optimizer
 from ..training.accumulating import require_possible
 from ..training.optimizer import require_implementation
-from ..training.tensor_parallel import planned_architecture
 
 Question = Mapping[str, Any]
 
@@ -297,6 +296,8 @@ def _require_batch(scenario: Scenario) -> None:
 def _require_supported(scenario: Scenario) -> None:
     """Raise ValueError for options that the model or the GPU does not support."""
     if scenario.parallel is not None and read_parallel(scenario.parallel).tensor > 1:
+        from ..training.tensor_parallel import planned_architecture
+
         planned_architecture(scenario)
     if models.describe(scenario.model) is None:
         factories.arguments_of(scenario)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from . import compiled
+from .collectives import COLLECTIVES, collective, tensors_in
 from .composed import PARTS
 from .host_reads import READS, HostReads, as_on_cuda, is_host, reading_line
 from .in_place import InPlace
@@ -29,7 +30,7 @@ from .requests import USUAL_DEVICE, KernelMemory, Request, between
 from .samples import Samples
 from .sources import Source, Sources
 from .sparse import MAKING, PLAIN, RUN
-from .stream import Allocations, Category, Collective, Phase, Segment
+from .stream import Allocations, Category, Phase, Segment
 from .untraceable import REGISTER, refusal, require_followed, translated
 from .values import (
     SIZED_BY_VALUES,
@@ -50,9 +51,6 @@ _INDEXING = {
     id(torch.ops.aten.index_put_.default),
 }
 _RESIZE, _TO_COPY = torch.ops.aten.resize_.default, torch.ops.aten._to_copy.default
-_COLLECTIVES = ("c10d", "_c10d_functional", "_dtensor")
-# Their names in NCCL's spelling; torch's differ by what they take, as in _allgather_base_.
-_OPERATIONS = ("all_gather", "all_reduce", "reduce_scatter", "broadcast")
 # Places of outputs that live on the host: the random seed and offset, outside of CUDA graphs.
 _HOST_OUTPUTS = {id(torch.ops.aten._scaled_dot_product_efficient_attention.default): (2, 3)}
 
@@ -346,40 +344,23 @@ class Recorder(TorchDispatchMode):
         """
         if func is _TO_COPY and is_host(kwargs.get("device")):
             return self.keep_on_host(torch.empty_like(args[0], dtype=kwargs.get("dtype")))
-        metas = [each for each in _tensors_in(args) if each.is_meta]
+        metas = [each for each in tensors_in(args) if each.is_meta]
         if func in READS or not metas:
             return NotImplemented
         if not all(tensor.untyped_storage()._cdata in self._host for tensor in metas):
             return NotImplemented
         result = self._cache.run(func, args, kwargs)
-        outputs = _tensors_in(result)
+        outputs = tensors_in(result)
         for output in outputs:
             if output.is_meta:
                 self.keep_on_host(output)
         self._note_values(func, args, kwargs, outputs)
         return result
 
-    def _note_collective(self, func: Any, args: Any, outputs: list[Any]) -> None:
-        from torch.distributed._tools.fake_collectives import (
-            CollectiveOp,
-            collective_ops,
-            sync_ops,
-        )
-
-        if func not in collective_ops or func in sync_ops:
-            return
-        words = func._schema.name.partition("::")[2].replace("_", "")
-        name = next(
-            (name for name in _OPERATIONS if words.startswith(name.replace("_", ""))), words
-        )
-        ranks = CollectiveOp.get_process_group(func, args).size()
-        nbytes = max(map(_bytes_in, (*args, outputs)))
-        self.segments[-1].collectives.append(Collective(name, ranks, nbytes))
-
     def _note_values(self, func: Any, args: Any, kwargs: Any, outputs: list[Any]) -> None:
         """Keep what is needed to know the values of the outputs later; note a collective."""
-        if func.namespace in _COLLECTIVES:
-            self._note_collective(func, args, outputs)
+        if func.namespace in COLLECTIVES and (call := collective(func, args, outputs)):
+            self.segments[-1].collectives.append(call)
         if self._samples is not None:
             if id(func) not in PARTS:
                 self._samples.note(func, args, kwargs, outputs)
@@ -598,14 +579,6 @@ class Recorder(TorchDispatchMode):
 
         self._numbers[key] = number
         self._storages[key] = weakref.ref(storage, ended)
-
-
-def _tensors_in(value: Any) -> list[torch.Tensor]:
-    return [each for each in tree_leaves(value) if isinstance(each, torch.Tensor)]
-
-
-def _bytes_in(value: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(value))
 
 
 def _named(result: Any) -> dict[str, Any]:

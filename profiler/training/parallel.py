@@ -18,8 +18,6 @@ from optprof.scenarios import Scenario
 from optprof.scenarios.parallel import Parallel, read_parallel
 from optprof.scenarios.workpiece import DTYPES
 
-from .tensor_parallel import share_layers
-
 Make = Callable[[Any], torch.optim.Optimizer]
 
 
@@ -36,6 +34,9 @@ def spread(model: nn.Module, scenario: Scenario, device: str) -> nn.Module:
         del sizes["data" if way.data is None else "tensor"]
     mesh = init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     if way.tensor > 1:
+        # DTensor takes most of a second to load.
+        from .tensor_parallel import share_layers
+
         share_layers(model, mesh["tensor"], scenario)
     if way.data in ("ddp", "zero1"):
         return nn.parallel.DistributedDataParallel(model, process_group=mesh.get_group())

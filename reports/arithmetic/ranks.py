@@ -54,10 +54,11 @@ def _joined(group: dict[int, Record]) -> Record:
     if len(records) == 1:
         return records[0]
     each = [one for record in records if record.ranks for one in record.ranks.each]
-    fullest = max(each, key=weight).rank
     slowest = max(group, key=lambda rank: _step(group[rank]))
     timed = group[slowest]
     ranks = Ranks(each=tuple(each), slowest=slowest if _step(timed) else None)
+    assert ranks.fullest is not None
+    fullest = ranks.fullest.rank
     scenario = group[fullest].scenario
     config = {name: value for name, value in scenario.config.items() if name != "rank"}
     return replace(
@@ -72,11 +73,6 @@ def _joined(group: dict[int, Record]) -> Record:
 def _step(record: Record) -> float:
     samples = sorted((record.times or {}).get("step") or (0.0,))
     return samples[len(samples) // 2]
-
-
-def weight(part: RankBytes) -> tuple[int, int]:
-    """Return what ranks are ordered by: their peak, then their tensors."""
-    return part.peak_allocated or 0, part.parameters + part.gradients + part.optimizer_state
 
 
 def sent_bytes(exchange: Exchange) -> int | None:
@@ -116,9 +112,8 @@ class RankRow:
     @property
     def rank(self) -> int:
         """The rank whose bytes the record has."""
-        if self.each:
-            return max(self.each, key=weight).rank
-        return self.record.scenario.rank
+        fullest = self.record.ranks and self.record.ranks.fullest
+        return fullest.rank if fullest else self.record.scenario.rank
 
     @property
     def differ(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from optprof.profiler.records.record import Exchange, RankBytes
 
 from ..arithmetic.findings import Findings
-from ..arithmetic.ranks import RankRow, sent_bytes, weight
+from ..arithmetic.ranks import RankRow, sent_bytes
 from ..units import DECIMAL, NOTHING, bytes_text, exact_text
 from ..words import origin_text, phase_name
 from .table import Cell, Table, bytes_cell
@@ -147,9 +147,9 @@ def _each_table(row: RankRow) -> Table:
 
 
 def _rank_text(one: RankBytes, row: RankRow, slowest: int | None) -> str:
-    least, fullest = min(map(weight, row.each)), max(row.each, key=weight)
+    is_fullest = one.rank == row.rank and one.weight > min(other.weight for other in row.each)
     words = [
-        *(("fullest",) if one == fullest and weight(one) > least else ()),
+        *(("fullest",) if is_fullest else ()),
         *(("slowest",) if one.rank == slowest else ()),
     ]
     return f"{one.rank:,}" + (f" ({', '.join(words)})" if words else "")

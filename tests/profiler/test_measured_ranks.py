@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from socket import socket
 
 import psutil
@@ -63,10 +64,10 @@ class Hangs(Second):
 """
 
 
-def ranked(parallel: str, **changes: object) -> Scenario:
+def ranked(parallel: str, **changes: Any) -> Scenario:
     """Return a scenario whose shapes two ranks cannot share evenly, unless they share layers."""
     rows = 256 if parallel.startswith("tp") else 255
-    usual = {
+    usual: dict[str, Any] = {
         "model": "tiny",
         "config": {"vocab_size": rows},
         "sequence_length": 8,
@@ -74,7 +75,7 @@ def ranked(parallel: str, **changes: object) -> Scenario:
         "ranks": 2,
         "steps": 3,
     }
-    return Scenario(**{**usual, "parallel": parallel, **changes})  # pyright: ignore[reportArgumentType]
+    return Scenario(**{**usual, "parallel": parallel, **changes})
 
 
 def own(optimizer: str) -> Scenario:
